@@ -1,0 +1,1 @@
+"""Orders in which the cells (layer, segment) of the recurrence are run."""

@@ -1,0 +1,100 @@
+"""How a batch is cut into segments: pure functions of lengths and masks.
+
+Each row is cut from its own tokens, so padding on either side changes neither borders nor positions.
+
+Shapes: B batch, N tokens of the input, b rows that have a segment, T tokens of the longest row of a segment.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a batch.
+
+    Attributes:
+        size: T.
+        columns: input columns of its tokens: a slice where all rows share them, else (b, T) long. Behind the
+            tokens of a shorter row, any column stands; it is masked.
+        rows: (b,) long, rows of the batch that have this segment; None: all.
+        lengths: (b,) long, tokens of each row; None: all have T.
+    """
+
+    size: int
+    columns: slice | Tensor
+    rows: Tensor | None = None
+    lengths: Tensor | None = None
+
+    def take(self, x: Tensor) -> Tensor:
+        """The segment's part of an input (B, N, ...) -> (b, T, ...)."""
+        if isinstance(self.columns, slice):
+            return x[:, self.columns]
+        return x[self.row_index(x.device), self.columns.to(x.device)]
+
+    def row_index(self, device) -> Tensor:
+        """(b, 1) long: the batch row of each row of the segment."""
+        rows = torch.arange(self.columns.shape[0]) if self.rows is None else self.rows
+        return rows.to(device).unsqueeze(1)
+
+    def valid(self) -> Tensor | None:
+        """(b, T) bool: where a token stands; None: everywhere."""
+        if self.lengths is None:
+            return None
+        return torch.arange(self.size) < self.lengths.unsqueeze(1)
+
+
+def borders(length: int, segment_size: int, alignment: str) -> list[int]:
+    """Borders of the segments of one sequence: 0, ..., length.
+
+    `left` fills segments from the start, `right` from the end, `center` cuts into the least number of equal parts.
+    """
+    if alignment == "left":
+        cuts = list(range(0, length, segment_size))
+    elif alignment == "right":
+        cuts = [0] + list(range(length - segment_size, 0, -segment_size))[::-1]
+    else:
+        parts = -(-length // segment_size)
+        cuts = list(range(0, length, -(-length // parts)))
+    return cuts + [length]
+
+
+def plan_segments(shape: tuple[int, int], mask: Tensor | None, segment_size: int, alignment: str) -> list[Segment]:
+    """Cut a batch of `shape` (B, N).
+
+    Args:
+        mask: (B, N), nonzero where a token stands; None: everywhere. Read on the CPU, once a call.
+
+    Raises:
+        ValueError: the mask has another shape, or a row has no token.
+    """
+    batch, length = shape
+    if mask is None:
+        cuts = borders(length, segment_size, alignment)
+        return [Segment(stop - start, slice(start, stop)) for start, stop in zip(cuts, cuts[1:])]
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; the input has {tuple(shape)}")
+    mask = mask.bool().cpu()
+    if bool(mask.all()):
+        return plan_segments(shape, None, segment_size, alignment)
+    tokens = [row.nonzero().squeeze(1) for row in mask]
+    empty = [row for row, columns in enumerate(tokens) if not len(columns)]
+    if empty:
+        raise ValueError(f"attention_mask has no token in row {empty[0]}: every row needs at least one")
+    cuts = [borders(len(columns), segment_size, alignment) for columns in tokens]
+    return [_ragged_segment(index, tokens, cuts, batch) for index in range(max(len(row_cuts) for row_cuts in cuts) - 1)]
+
+
+def _ragged_segment(index: int, tokens: list[Tensor], cuts: list[list[int]], batch: int) -> Segment:
+    rows = [row for row in range(batch) if len(cuts[row]) > index + 1]
+    parts = [tokens[row][cuts[row][index] : cuts[row][index + 1]] for row in rows]
+    lengths = torch.tensor([len(part) for part in parts])
+    size = int(lengths.max())
+    return Segment(
+        size=size,
+        columns=torch.nn.utils.rnn.pad_sequence(parts, batch_first=True),
+        rows=None if len(rows) == batch else torch.tensor(rows),
+        lengths=None if bool((lengths == size).all()) else lengths,
+    )
