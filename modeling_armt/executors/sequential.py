@@ -5,6 +5,7 @@ Shapes: B batch, b rows that have a segment, T positions of a segment with its m
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def run(
             before = memories[number]
             part = before and (_rows(before[0], rows), _rows(before[1], rows))
             hidden, part = cell.memory(
-                hidden, part, lambda x: cell.decoder_layer(x, segment.inputs), segment.num_written, seen
+                hidden, part, partial(cell.decoder_layer, inputs=segment.inputs), segment.num_written, seen
             )
             if segment.num_written:
                 memories[number] = part if rows is None else _put_rows(before, part, rows)

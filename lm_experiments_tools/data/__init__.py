@@ -1,0 +1,1 @@
+"""Tasks and texts: readers, writers and datasets."""
