@@ -1,0 +1,188 @@
+"""BABILong: the facts of a bAbI question dropped between sentences of background text, the question at the end.
+
+A sample reads `context question GEN answer end-of-text`; the answer and the end are the targets. The context has
+exactly the asked number of tokens. Every sample is a function of (seed, epoch, index) alone, so it does not depend on
+workers, ranks or resumes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import UserError
+from .babi import Question
+from .background import Background
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long a sample's context is.
+
+    Attributes:
+        sample_size: tokens of the longest context; None: the facts alone, without background.
+        segment_size: tokens by which shorter contexts differ. max_n_segments: of the longest sample.
+        vary_n_segments: the number of segments is uniform from 1 to max_n_segments.
+        mixed_length_ratio: probability of a shorter sample, uniform from 1 to max_n_segments - 1 segments.
+    """
+
+    sample_size: int | None
+    segment_size: int = 512
+    max_n_segments: int = 1
+    vary_n_segments: bool = False
+    mixed_length_ratio: float = 0.0
+
+    def draw(self, facts_size: int, rng: np.random.Generator) -> int:
+        """Tokens of one context: the drawn length, or the next longer one that the facts fit into."""
+        segments = self.max_n_segments
+        if self.vary_n_segments:
+            segments = int(rng.integers(1, self.max_n_segments + 1))
+        elif self.mixed_length_ratio and self.max_n_segments > 1 and rng.random() < self.mixed_length_ratio:
+            segments = int(rng.integers(1, self.max_n_segments))
+        size = self.sample_size - (self.max_n_segments - segments) * self.segment_size
+        missing = max(0, facts_size - size)
+        return size + -(-missing // self.segment_size) * self.segment_size
+
+
+class BabilongDataset(torch.utils.data.Dataset):
+    """Samples of one task at given lengths; `sample(epoch, index)` is a pure function."""
+
+    def __init__(
+        self,
+        questions: list[Question],
+        tokenizer: PreTrainedTokenizerBase,
+        background: Background | None,
+        lengths: Lengths,
+        seed: int,
+        task_start_pct: float = 0.0,
+        task_end_pct: float = 1.0,
+    ):
+        """Tokenise the questions.
+
+        Args:
+            background: None: contexts of facts alone.
+            seed: of positions and background. task_start_pct, task_end_pct: part of the context (0 to 1) where
+                facts may stand.
+
+        Raises:
+            UserError: the facts of a question are longer than the context, or the background is too short.
+        """
+        self.background, self.lengths, self.seed = background, lengths, seed
+        self.start_pct, self.end_pct = task_start_pct, task_end_pct
+        self.questions = questions
+        encode = _Encoder(tokenizer)
+        generate = encode("GEN")
+        self.facts = [[encode(f" {fact}") for fact in question.facts] for question in questions]
+        self.prompts = [np.concatenate((encode(f" {question.question}"), generate)) for question in questions]
+        end = np.array([tokenizer.eos_token_id], dtype=np.int32)
+        self.answers = [np.concatenate((encode(f" {question.answer}"), end)) for question in questions]
+        self.facts_size = np.array([sum(map(len, facts)) for facts in self.facts])
+        if background is not None:
+            self._check_sizes()
+
+    def _check_sizes(self):
+        longest = int(self.facts_size.argmax())
+        if self.facts_size[longest] > self.lengths.sample_size:
+            raise UserError(
+                f"sample_size {self.lengths.sample_size} is smaller than the facts of a question "
+                f"({self.facts_size[longest]} tokens, {len(self.facts[longest])} facts); "
+                "raise --sample_size or --max_n_segments, or lower --max_n_facts"
+            )
+        self.background.require(self.lengths.sample_size)
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.sample(0, index)
+
+    def sample(self, epoch: int, index: int) -> dict[str, np.ndarray]:
+        """One sample: `input_ids` (N,) int32 and `labels` (N,) int64, -100 before the answer."""
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch, index))))
+        context = self._context(index, rng)
+        answer = self.answers[index]
+        input_ids = np.concatenate((*context, self.prompts[index], answer))
+        labels = np.full(len(input_ids), IGNORED, dtype=np.int64)
+        labels[-len(answer) :] = answer
+        return {"input_ids": input_ids, "labels": labels}
+
+    def _context(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
+        facts = self.facts[index]
+        if self.background is None:
+            return facts
+        size = self.lengths.draw(int(self.facts_size[index]), rng)
+        text, borders = self.background.draw(size - int(self.facts_size[index]), rng)
+        low, high = np.searchsorted(borders, (self.start_pct * len(text), self.end_pct * len(text)))
+        high = max(int(high), int(low) + 1) if self.end_pct < 1 else len(borders)
+        places = borders[np.sort(rng.integers(min(int(low), len(borders) - 1), high, size=len(facts)))]
+        pieces, start = [], 0
+        for fact, place in zip(facts, places):
+            pieces += (text[start:place], fact)
+            start = place
+        return [*pieces, text[start:]]
+
+
+class _Encoder:
+    """Token ids of a text without special tokens, each text tokenised once: tasks repeat few sentences."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self.known: dict[str, np.ndarray] = {}
+
+    def __call__(self, text: str) -> np.ndarray:
+        if text not in self.known:
+            self.known[text] = np.array(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
+        return self.known[text]
+
+
+def question_size(questions: list[Question], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Most tokens that stand behind a context: question, GEN, answer, end."""
+    encode = _Encoder(tokenizer)
+    longest = max(len(encode(f" {q.question}")) + len(encode(f" {q.answer}")) for q in questions)
+    return longest + len(encode("GEN")) + 1
+
+
+def select_questions(questions: list[Question], max_n_facts: int | None) -> list[Question]:
+    """Questions with at most `max_n_facts` facts before them.
+
+    Raises:
+        UserError: none is left.
+    """
+    kept = [q for q in questions if max_n_facts is None or len(q.facts) <= max_n_facts]
+    if not kept:
+        least = min(len(question.facts) for question in questions)
+        raise UserError(f"max_n_facts {max_n_facts} leaves no question: the shortest has {least} facts")
+    return kept
+
+
+def hold_out(questions: list[Question], num_held_out: int) -> tuple[list[Question], list[Question]]:
+    """Part the questions of a training file by stories: the last stories, with at least `num_held_out` questions,
+    are for validation.
+
+    Raises:
+        UserError: the file is too small.
+    """
+    if not 0 < num_held_out < len(questions):
+        raise UserError(f"cannot hold out {num_held_out} of {len(questions)} training questions for validation")
+    first_story = questions[-num_held_out].story
+    train = [question for question in questions if question.story < first_story]
+    if not train:
+        raise UserError(f"holding out {num_held_out} questions leaves no story to train on")
+    return train, questions[len(train) :]
+
+
+def collate(samples: list[dict[str, np.ndarray]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Pad on the right: `input_ids`, `labels` (B, N) int64 and `attention_mask` (B, N), 0 on padding."""
+    width = max(len(sample["input_ids"]) for sample in samples)
+    input_ids = torch.full((len(samples), width), pad_token_id, dtype=torch.long)
+    labels = torch.full((len(samples), width), IGNORED, dtype=torch.long)
+    mask = torch.zeros(len(samples), width, dtype=torch.long)
+    for row, sample in enumerate(samples):
+        size = len(sample["input_ids"])
+        input_ids[row, :size] = torch.from_numpy(sample["input_ids"])
+        labels[row, :size] = torch.from_numpy(sample["labels"])
+        mask[row, :size] = 1
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}

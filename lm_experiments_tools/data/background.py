@@ -1,0 +1,212 @@
+"""Background text: cut into sentences and tokenised once, kept on disk as Arrow, memory-mapped and shared by workers.
+
+Sources: files or folders of plain text, a Hugging Face dataset (hub name, or a local folder of Arrow or Parquet), or
+the sentences embedded in this package.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import UserError
+from . import embedded_text
+from .cache import default_cache_dir, digest, file_digest
+
+FORMAT = "background-1"  # part of every cache name: change it when the sentences or the file layout change
+MIN_SENTENCE_TOKENS = 10  # as in the published benchmark: shorter ones are mostly headings and exclamations
+EMBEDDED_SENTENCES = 40_000  # about 700,000 tokens
+BATCH_SENTENCES = 10_000
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)_]*\s+(?=[\"'“‘(_]*[A-Z0-9])")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where text comes from: `identity` names the content, `texts` reads it again on each call."""
+
+    name: str
+    identity: str
+    texts: "callable"
+
+
+def split_sentences(text: str) -> list[str]:
+    """Cut plain text at sentence ends; line breaks inside a sentence become spaces, blank lines end one."""
+    paragraphs = re.split(r"\n\s*\n", text)
+    return [
+        sentence
+        for paragraph in paragraphs
+        for sentence in SENTENCE_END.split(" ".join(paragraph.split()))
+        if sentence
+    ]
+
+
+def find_source(names: Sequence[str] | None, split: str | None = None) -> Source:
+    """The source behind `--noise_dataset` and its split.
+
+    Args:
+        names: None: the embedded sentences. One or more files or folders, or one hub name.
+        split: of a Hugging Face dataset.
+
+    Raises:
+        UserError: nothing is found under a name.
+    """
+    if not names:
+        return Source("embedded sentences", f"embedded {EMBEDDED_SENTENCES}", _embedded)
+    paths = [Path(name).expanduser() for name in names]
+    files = [file for path in paths for file in _text_files(path)]
+    if files:
+        return Source(" ".join(names), digest(file_digest(file) for file in files), lambda: map(_read_text, files))
+    if len(names) > 1:
+        missing = next((path for path in paths if not path.exists()), paths[0])
+        raise UserError(f"no text in {missing}: give files or folders of .txt, or one dataset")
+    return _hugging_face_source(names[0], paths[0], split or "train")
+
+
+def _embedded() -> Iterator[str]:
+    return islice(embedded_text.sentences(), EMBEDDED_SENTENCES)
+
+
+def _text_files(path: Path) -> list[Path]:
+    if path.is_file() and path.suffix not in (".parquet", ".arrow"):
+        return [path]
+    return sorted(path.rglob("*.txt")) if path.is_dir() else []
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error})") from error
+
+
+def _hugging_face_source(name: str, path: Path, split: str) -> Source:
+    import datasets  # slow to import, and needed for this source only
+
+    try:
+        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+            data = datasets.load_from_disk(str(path))
+        elif path.exists():
+            files = [path] if path.is_file() else sorted(path.rglob("*.parquet")) + sorted(path.rglob("*.arrow"))
+            kind = "parquet" if files and files[0].suffix == ".parquet" else "arrow"
+            data = datasets.load_dataset(kind, data_files={split: [str(file) for file in files]})
+        else:
+            data = datasets.load_dataset(name)
+        data = data[split] if isinstance(data, dict) else data
+    except (OSError, ValueError, KeyError, IndexError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise UserError(
+            f"no background text under {name!r} (split {split!r}): not a folder with .txt, .parquet or .arrow files "
+            f"and not a dataset that can be loaded ({str(error).splitlines()[0]})"
+        ) from error
+    if "text" not in data.column_names:
+        raise UserError(f"dataset {name!r} has no column 'text'; its columns are {', '.join(data.column_names)}")
+    return Source(f"{name} {split}", digest([data._fingerprint]), lambda: (row["text"] for row in data))
+
+
+class Background:
+    """Tokenised sentences, end to end, in memory-mapped Arrow.
+
+    Attributes:
+        name: of the source. num_tokens: in all sentences.
+    """
+
+    def __init__(self, name: str, path: Path, first_share: float = 0.0, last_share: float = 1.0):
+        """Open a prepared file; `first_share` and `last_share` bound the part of its sentences that is used."""
+        self.name, self.path, self.shares = name, path, (first_share, last_share)
+        with pa.memory_map(str(path)) as source:
+            self.columns = [
+                pa.ipc.open_file(source).get_batch(i).column(0) for i in range(pa.ipc.open_file(source).num_record_batches)
+            ]
+        self.tokens = [column.values.to_numpy() for column in self.columns]
+        starts = np.concatenate([[0], np.cumsum([len(tokens) for tokens in self.tokens])])
+        borders = [column.offsets.to_numpy()[:-1] + start for column, start in zip(self.columns, starts)]
+        self.chunk_starts = starts
+        borders = np.concatenate([*borders, starts[-1:]]).astype(np.int64)
+        count = len(borders) - 1
+        self.borders = borders[round(first_share * count) : round(last_share * count) + 1]
+
+    def __reduce__(self):  # workers open the file themselves and share its pages
+        return Background, (self.name, self.path, *self.shares)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.borders[-1] - self.borders[0])
+
+    def part(self, first_share: float, last_share: float) -> "Background":
+        """The sentences between two shares (0 to 1) of the file."""
+        return Background(self.name, self.path, first_share, last_share)
+
+    def require(self, num_tokens: int) -> None:
+        """Raise `UserError` if one sample would need more tokens than there are."""
+        if num_tokens > self.num_tokens:
+            raise UserError(
+                f"background text too short: {self.name} has {self.num_tokens} tokens, a sample needs {num_tokens}; "
+                "give more text or a smaller sample size"
+            )
+
+    def draw(self, num_tokens: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Consecutive sentences from a random start, the last one cut to size.
+
+        Returns:
+            num_tokens token ids, and the places in them where a sentence starts, with `num_tokens` at the end.
+        """
+        last = int(np.searchsorted(self.borders, self.borders[-1] - num_tokens, side="right"))
+        first = int(rng.integers(last))
+        start = int(self.borders[first])
+        stop = start + num_tokens
+        inside = int(np.searchsorted(self.borders, stop))
+        return self._slice(start, stop), np.append(self.borders[first:inside] - start, num_tokens)
+
+    def _slice(self, start: int, stop: int) -> np.ndarray:
+        chunk = int(np.searchsorted(self.chunk_starts, start, side="right")) - 1
+        pieces = []
+        while start < stop:
+            offset = self.chunk_starts[chunk]
+            piece = self.tokens[chunk][start - offset : stop - offset]
+            pieces.append(piece)
+            start, chunk = start + len(piece), chunk + 1
+        return pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.empty(0, np.int32)])
+
+
+def prepare_background(
+    source: Source, tokenizer: PreTrainedTokenizerBase, tokenizer_identity: str, cache_dir: Path | None = None
+) -> Background:
+    """Tokenise a source, or open what an earlier run made of the same text with the same tokenizer."""
+    name = digest([FORMAT, str(MIN_SENTENCE_TOKENS), source.identity, tokenizer_identity])
+    path = Path(cache_dir or default_cache_dir()) / f"background-{name}.arrow"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        _write(temporary, source, tokenizer)
+        temporary.replace(path)
+    return Background(source.name, path)
+
+
+def _write(path: Path, source: Source, tokenizer: PreTrainedTokenizerBase) -> None:
+    schema = pa.schema([("tokens", pa.list_(pa.int32()))])
+    total = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        progress = tqdm(desc=f"tokenising {source.name}", unit=" sentences", leave=False)
+        for batch in _batches(sentence for text in source.texts() for sentence in split_sentences(text)):
+            ids = tokenizer([f" {sentence}" for sentence in batch], add_special_tokens=False)["input_ids"]
+            ids = [row for row in ids if len(row) >= MIN_SENTENCE_TOKENS]
+            if ids:
+                writer.write_batch(pa.record_batch([pa.array(ids, type=schema.field(0).type)], schema=schema))
+            total += sum(map(len, ids))
+            progress.update(len(batch))
+        progress.close()
+    if not total:
+        path.unlink()
+        raise UserError(f"no sentence of at least {MIN_SENTENCE_TOKENS} tokens in {source.name}")
+
+
+def _batches(items: Iterable[str]) -> Iterator[list[str]]:
+    items = iter(items)
+    while batch := list(islice(items, BATCH_SENTENCES)):
+        yield batch
