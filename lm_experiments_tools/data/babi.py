@@ -1,8 +1,8 @@
 """bAbI task files as published (version 1.2): one line a fact or a question, numbered from 1 in every story.
 
-    1 Mary moved to the bathroom.
-    2 John went to the hallway.
-    3 Where is Mary? <tab> bathroom <tab> 1
+1 Mary moved to the bathroom.
+2 John went to the hallway.
+3 Where is Mary? <tab> bathroom <tab> 1
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ the sentences embedded in this package.
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,17 +33,14 @@ class Source:
 
     name: str
     identity: str
-    texts: "callable"
+    texts: Callable[[], Iterable[str]]
 
 
 def split_sentences(text: str) -> list[str]:
     """Cut plain text at sentence ends; line breaks inside a sentence become spaces, blank lines end one."""
     paragraphs = re.split(r"\n\s*\n", text)
     return [
-        sentence
-        for paragraph in paragraphs
-        for sentence in SENTENCE_END.split(" ".join(paragraph.split()))
-        if sentence
+        sentence for paragraph in paragraphs for sentence in SENTENCE_END.split(" ".join(paragraph.split())) if sentence
     ]
 
 
@@ -119,10 +116,8 @@ class Background:
     def __init__(self, name: str, path: Path, first_share: float = 0.0, last_share: float = 1.0):
         """Open a prepared file; `first_share` and `last_share` bound the part of its sentences that is used."""
         self.name, self.path, self.shares = name, path, (first_share, last_share)
-        with pa.memory_map(str(path)) as source:
-            self.columns = [
-                pa.ipc.open_file(source).get_batch(i).column(0) for i in range(pa.ipc.open_file(source).num_record_batches)
-            ]
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        self.columns = [file.get_batch(number).column(0) for number in range(file.num_record_batches)]
         self.tokens = [column.values.to_numpy() for column in self.columns]
         starts = np.concatenate([[0], np.cumsum([len(tokens) for tokens in self.tokens])])
         borders = [column.offsets.to_numpy()[:-1] + start for column, start in zip(self.columns, starts)]

@@ -72,5 +72,3 @@ def sample_texts(texts: Iterable[str], num_characters: int) -> Iterable[str]:
         left -= len(text)
         if left <= 0:
             return
-
-

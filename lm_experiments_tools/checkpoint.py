@@ -1,0 +1,203 @@
+"""Checkpoint folders that are whole or not there.
+
+    RUN/checkpoints/step-00001200/   weights (safetensors), tokenizer, optimizer.pt, rng.pt, trainer_state.json,
+                                     manifest.json (sizes and SHA-256 of all of them)
+    RUN/best -> checkpoints/step-... a link, so that it changes in one step
+
+A folder is written under `.tmp`, synced and renamed. Nothing here executes a pickle: `weights_only=True`.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_model
+from torch import nn
+
+from .errors import UserError
+from .loggers import say
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(RuntimeError):
+    """No checkpoint of a run can be used; the message lists why."""
+
+
+def step_folder(run: Path, update: int) -> Path:
+    return run / "checkpoints" / f"step-{update:08d}"
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write files into a temporary folder, add the manifest, sync, rename to `folder`.
+
+    Raises:
+        FileExistsError: the folder exists; nothing is touched.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; a checkpoint is never overwritten")
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        fill(temporary)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        manifest = {str(path.relative_to(temporary)): _fingerprint(path) for path in files}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in [*files, temporary / MANIFEST]:
+            _sync(path)
+        _sync(temporary)
+        temporary.rename(folder)
+        _sync(folder.parent)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    value = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            value.update(block)
+    return {"size": path.stat().st_size, "sha256": value.hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def problem_of(folder: Path) -> str | None:
+    """Why a checkpoint folder cannot be trusted, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in manifest.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if _fingerprint(folder / name) != expected:
+                return f"{name} differs from the manifest"
+    except (OSError, ValueError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint that verifies; broken newer ones are renamed `.bad`, with a warning.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all are broken.
+    """
+    problems = []
+    for folder in sorted((run / "checkpoints").glob("step-????????"), reverse=True):
+        problem = problem_of(folder)
+        if problem is None:
+            return folder
+        problems.append(f"{folder}: {problem}")
+        say(f"warning: checkpoint {folder} is broken ({problem}); trying the one before")
+        bad = folder.with_name(folder.name + ".bad")
+        shutil.rmtree(bad, ignore_errors=True)
+        folder.rename(bad)
+    if problems:
+        raise CheckpointError("no checkpoint can be used: " + "; ".join(problems))
+    return None
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove folders that a killed save left behind."""
+    for folder in (run / "checkpoints").glob("step-*.tmp"):
+        shutil.rmtree(folder)
+
+
+def prune(run: Path, keep: int, best: Path | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the best."""
+    folders = sorted((run / "checkpoints").glob("step-????????"))
+    for folder in folders[:-keep]:
+        if folder != best:
+            shutil.rmtree(folder)
+
+
+def link_best(run: Path, folder: Path | None) -> None:
+    """Point RUN/best to a checkpoint, in one step; None removes it."""
+    link = run / "best"
+    if folder is None:
+        link.unlink(missing_ok=True)
+        return
+    temporary = run / "best.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.relative_to(run))
+    temporary.replace(link)
+
+
+def weights_folder(name: str | Path) -> Path:
+    """Where the weights of a run, a checkpoint or a saved model are: `NAME/best` if there is one, else NAME.
+
+    Raises:
+        UserError: no such folder.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        raise UserError(f"no checkpoint folder {folder}")
+    return folder / "best" if (folder / "best").is_dir() else folder
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """`save_pretrained` where the model has it, else one safetensors file."""
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)
+    else:
+        save_model(model, str(folder / "model.safetensors"))
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Load the safetensors of a folder into a model of the same architecture.
+
+    Raises:
+        UserError: there are none, or names or shapes differ; the message gives the first ones.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"no weights (*.safetensors) in {folder}")
+    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    own = model.state_dict()
+    loaded = {own[name].data_ptr() for name in weights.keys() & own.keys()}
+    missing = [name for name, tensor in own.items() if name not in weights and tensor.data_ptr() not in loaded]
+    extra = sorted(weights.keys() - own.keys())
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in sorted(weights.keys() & own.keys())
+        if weights[name].shape != own[name].shape
+    ]
+    if missing or extra or shapes:
+        found = [f"{title}: {', '.join(names[:3])}" for title, names in
+                 (("missing", missing), ("unexpected", extra), ("shapes", shapes)) if names]  # fmt: skip
+        raise UserError(f"{folder} holds another architecture ({'; '.join(found)})")
+    model.load_state_dict(weights, strict=False)
+
+
+def rng_state() -> dict[str, Any]:
+    """State of all random generators of this process, loadable with `weights_only=True`."""
+    kind, keys, *rest = np.random.get_state()
+    state = {"python": random.getstate(), "numpy": [kind, keys.tolist(), *rest], "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,187 @@
+"""The BABILong task of a runner: its options, and from them tokenizer, datasets and metrics."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..args import option
+from ..distributed import Engine
+from ..errors import UserError
+from . import babi, babi_simulator, background, tokenizer
+from .babilong import BabilongDataset, Lengths, collate, hold_out, question_size, select_questions
+from .cache import default_cache_dir, digest
+
+NO_BACKGROUND = "none"
+TOKENIZER_TEXT = 4_000_000  # characters of background that a tokenizer is trained on: enough for its size
+HELD_OUT_SHARE = 0.1  # of the background, for validation and test, where none is named for them
+VALID, TEST = 1, 2  # keep the random streams of the splits apart
+
+
+@dataclass
+class BabilongArgs:
+    """Options of the task and its data."""
+
+    task_dataset: str = option("qa1_single-supporting-fact", "bAbI task, by its short or full name")
+    babi_path: str | None = option(None, "folder of bAbI files, for example en-10k; default: simulated files")
+    simulated_questions: int = option(10_000, "training questions of a simulated task")
+    noise_dataset: list[str] | None = option(
+        None, "background: text files or folders, or one dataset; none: facts alone; default: embedded sentences"
+    )
+    noise_dataset_split: str | None = option(None, "split of a Hugging Face noise_dataset; default: train")
+    test_noise_dataset: list[str] | None = option(
+        None, "background of validation and test; default: the last tenth of noise_dataset"
+    )
+    test_noise_dataset_split: str | None = option(None, "split of a Hugging Face test_noise_dataset; default: test")
+    segment_size: int = option(512, "tokens of a segment, without memory tokens")
+    max_n_segments: int = option(1, "segments of the longest training sample")
+    vary_n_segments: bool = option(False, "draw each sample's number of segments from 1 to max_n_segments")
+    mixed_length_ratio: float = option(0.0, "probability of a sample with fewer than max_n_segments segments")
+    sample_size: int | None = option(None, "tokens of the longest context; default: what fits into max_n_segments")
+    test_sample_size: int | None = option(None, "tokens of a test context, instead of test_n_segments")
+    test_n_segments: list[int] | None = option(None, "segments of the test samples, by length; default: as trained")
+    max_n_facts: int | None = option(None, "leave out questions with more facts than this")
+    task_start_pct: float = option(0.0, "facts stand behind this share of the context, 0 to 1")
+    task_end_pct: float = option(1.0, "facts stand before this share of the context, 0 to 1")
+    valid_size: int = option(500, "training questions held out for validation, in whole stories")
+    test_size: int | None = option(None, "test questions to use; default: all")
+    tokenizer: str | None = option(None, "tokenizer by name or path; default: one trained on task and background")
+    vocab_size: int = option(4096, "tokens of a trained tokenizer")
+    data_cache: str | None = option(None, "folder for prepared data; default: the user's cache folder")
+
+    def __post_init__(self):
+        babi.full_task_name(self.task_dataset)
+        if self.vary_n_segments and self.mixed_length_ratio:
+            raise UserError("vary_n_segments and mixed_length_ratio exclude each other: give one")
+        if not 0 <= self.mixed_length_ratio <= 1:
+            raise UserError(f"mixed_length_ratio is {self.mixed_length_ratio}; it is a probability, 0 to 1")
+        if not 0 <= self.task_start_pct < self.task_end_pct <= 1:
+            raise UserError(f"need 0 <= task_start_pct {self.task_start_pct} < task_end_pct {self.task_end_pct} <= 1")
+        if self.test_sample_size and self.test_n_segments:
+            raise UserError("test_sample_size and test_n_segments exclude each other: give one")
+        for name in ("segment_size", "max_n_segments", "valid_size", "simulated_questions", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def has_background(self) -> bool:
+        return self.noise_dataset != [NO_BACKGROUND]
+
+
+class BabilongTask:
+    """Everything that a runner needs of the task.
+
+    Attributes:
+        tokenizer. train, valid: datasets. test_names: of the test sets, in order, as `test` takes them.
+    """
+
+    def __init__(self, args: BabilongArgs, seed: int, engine: Engine, needs_train: bool = True):
+        """Read or make all data; files are prepared by rank 0 first.
+
+        Raises:
+            UserError: a file is missing or malformed, a sample does not fit, the background is too short.
+        """
+        self.args, self.seed = args, seed
+        self.cache = Path(args.data_cache) if args.data_cache else default_cache_dir()
+        with engine.main_first():
+            train_file, test_file = self._task_files()
+            questions = babi.read_questions(train_file)
+            self.source = background.find_source(args.noise_dataset, args.noise_dataset_split) if (
+                args.has_background) else None  # fmt: skip
+            self.tokenizer = self._tokenizer(train_file, questions)
+            train_text, test_text = self._backgrounds()
+        train, valid = hold_out(select_questions(questions, args.max_n_facts), args.valid_size)
+        test = select_questions(babi.read_questions(test_file), args.max_n_facts)[: args.test_size]
+        self.question_size = question_size(train + valid + test, self.tokenizer)
+        self.test_questions, self.test_text = test, test_text
+        lengths = self._lengths()
+        self.train = self._dataset(train, train_text, lengths, 0) if needs_train else None
+        self.valid = self._dataset(valid, test_text, replace(lengths, mixed_length_ratio=0.0), VALID)
+        self.test_names = self._test_names()
+
+    def test(self, name: str) -> BabilongDataset:
+        """The test set of a length."""
+        if name == "facts only":
+            return self._dataset(self.test_questions, None, Lengths(None), TEST)
+        if self.args.test_sample_size:
+            lengths = Lengths(self.args.test_sample_size)
+        else:
+            lengths = Lengths(self._context_size(int(name)))
+        return self._dataset(self.test_questions, self.test_text, lengths, TEST)
+
+    def _test_names(self) -> list[str]:
+        if not self.args.has_background:
+            return ["facts only"]
+        if self.args.test_sample_size:
+            return [f"{self.args.test_sample_size} tokens"]
+        return [str(number) for number in self.args.test_n_segments or [self.args.max_n_segments]]
+
+    def collate(self, samples: list) -> dict[str, torch.Tensor]:
+        pad = self.tokenizer.pad_token_id
+        return collate(samples, self.tokenizer.eos_token_id if pad is None else pad)
+
+    def _dataset(self, questions, text, lengths: Lengths, stream: int) -> BabilongDataset:
+        start, end = self.args.task_start_pct, self.args.task_end_pct
+        return BabilongDataset(questions, self.tokenizer, text, lengths, 3 * self.seed + stream, start, end)
+
+    def _context_size(self, segments: int) -> int:
+        """Tokens of a context that fills `segments` segments with its question and answer."""
+        return segments * self.args.segment_size - self.question_size
+
+    def _lengths(self) -> Lengths:
+        args = self.args
+        size, segments = args.sample_size, args.max_n_segments
+        if size is None:
+            size = self._context_size(segments)
+        else:
+            segments = max(segments, -(-(size + self.question_size) // args.segment_size))
+        return Lengths(size, args.segment_size, segments, args.vary_n_segments, args.mixed_length_ratio)
+
+    def _task_files(self) -> tuple[Path, Path]:
+        args = self.args
+        if args.babi_path:
+            return tuple(babi.task_file(args.babi_path, args.task_dataset, split) for split in ("train", "test"))
+        folder = self.cache / f"babi-simulated-{args.simulated_questions}-{self.seed}"
+        questions = {"train": args.simulated_questions, "test": max(1000, (args.test_size or 0))}
+        name = babi.full_task_name(args.task_dataset)
+        for split, number in questions.items():
+            if not (folder / f"{name}_{split}.txt").exists():
+                babi_simulator.write_task(folder, name, split, number, self.seed)
+        return folder / f"{name}_train.txt", folder / f"{name}_test.txt"
+
+    def _tokenizer(self, train_file: Path, questions: list[babi.Question]):
+        if self.args.tokenizer:
+            return tokenizer.load_tokenizer(self.args.tokenizer)
+        # without background the embedded or named text still gives the vocabulary: later stages will use it
+        source = self.source or background.find_source(None)
+        identity = digest([train_file.name, train_file.read_bytes(), source.identity])
+        texts = chain(_task_texts(questions), tokenizer.sample_texts(source.texts(), TOKENIZER_TEXT))
+        return tokenizer.train_tokenizer(texts, identity, self.args.vocab_size, self.cache)
+
+    def _backgrounds(self) -> tuple[Any, Any]:
+        if self.source is None:
+            return None, None
+        identity = tokenizer.tokenizer_identity(self.tokenizer)
+        train = background.prepare_background(self.source, self.tokenizer, identity, self.cache)
+        if self.args.test_noise_dataset is None:
+            return train.part(0, 1 - HELD_OUT_SHARE), train.part(1 - HELD_OUT_SHARE, 1)
+        source = background.find_source(self.args.test_noise_dataset, self.args.test_noise_dataset_split or "test")
+        return train, background.prepare_background(source, self.tokenizer, identity, self.cache)
+
+
+def _task_texts(questions: list[babi.Question]) -> Iterator[str]:
+    for question in questions[::5]:  # as many facts as a story has, once each
+        for text in (*question.facts, question.question, question.answer):
+            yield f" {text}"
+
+
+def exact_match(batch: dict[str, torch.Tensor], output: Any) -> dict[str, torch.Tensor]:
+    """Share of samples whose whole answer, with its end, is predicted: what greedy decoding would write."""
+    labels = batch["labels"][:, 1:]
+    row, column = (labels != -100).nonzero(as_tuple=True)
+    right = output["labelled_logits"].argmax(-1) == labels[row, column]
+    wrong = torch.zeros(len(labels), device=labels.device).index_add(0, row, (~right).float())
+    return {"exact_match": (wrong == 0).float().mean()}

@@ -1,0 +1,49 @@
+"""`torch.distributed` data parallel, started by torchrun: NCCL on GPUs, gloo on CPUs."""
+
+import os
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class DdpEngine:
+    def __init__(self):
+        cuda = torch.cuda.is_available()
+        dist.init_process_group("nccl" if cuda else "gloo")
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.gradient_scale = float(self.world_size)  # DDP averages over ranks
+        self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(self.device)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return DistributedDataParallel(model, device_ids=[self.device.index] if self.device.index is not None else None)
+
+    def no_reduction(self, module: nn.Module):
+        return module.no_sync()
+
+    def sum_(self, tensor: torch.Tensor) -> None:
+        dist.all_reduce(tensor)
+
+    def gather(self, value: Any) -> list[Any]:
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    @contextmanager
+    def main_first(self):
+        if self.rank:
+            dist.barrier()
+        yield
+        if not self.rank:
+            dist.barrier()
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+    def close(self) -> None:
+        dist.destroy_process_group()

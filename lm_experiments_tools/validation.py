@@ -1,0 +1,83 @@
+"""Validation: every sample exactly once on any number of ranks; ranks work alone and meet once, at the end."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from .metrics import MetricSums
+
+if TYPE_CHECKING:
+    from .trainer import Batch, Trainer
+
+
+@torch.no_grad()
+def validate(trainer: Trainer, dataset: Dataset, split: str) -> dict[str, float]:
+    """Metrics of the Trainer's model over `dataset`; rank r takes samples r, r + ranks, ..."""
+    from .trainer import num_labels
+
+    engine, model = trainer.engine, trainer.model
+    indexes = list(range(engine.rank, len(dataset), engine.world_size))
+    loader = DataLoader(
+        dataset,
+        batch_size=trainer.args.valid_batch_size or trainer.args.batch_size,
+        sampler=indexes,
+        collate_fn=trainer.collate_fn,
+        num_workers=trainer.args.data_n_workers,
+        generator=torch.Generator(),  # leave the global generator as it is
+    )
+    sums, kept = MetricSums(engine), []
+    was_training = model.training
+    model.eval()
+    bar = tqdm(
+        loader, desc=split, unit=" batches", leave=False, dynamic_ncols=True, disable=engine.rank > 0,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )  # fmt: skip
+    for batch in bar:
+        batch = trainer.to_device(batch)
+        output = _predict(trainer, batch)
+        count = num_labels(batch)
+        sums.add("loss", output["loss"] if count else 0.0, count)
+        trainer._add_batch_metrics(sums, batch, output)
+        if trainer.keep_for_metrics_fn:
+            kept.append(trainer.keep_for_metrics_fn(batch, output))
+    model.train(was_training)
+    return _means(sums, engine, len(indexes)) | _metrics_of_kept(trainer, kept, indexes, len(dataset))
+
+
+def _predict(trainer: Trainer, batch: Batch) -> Any:
+    with trainer.autocast():
+        output = trainer.model(**trainer.batch_transform_fn(batch), **trainer.forward_kwargs)
+        if trainer.args.use_generate_on_valid:
+            inputs = trainer.generate_inputs_fn(batch) if trainer.generate_inputs_fn else batch
+            output["generation_outputs"] = trainer.model.generate(**inputs, **trainer.generate_kwargs)
+    return output
+
+
+def _means(sums: MetricSums, engine, num_samples: int) -> dict[str, float]:
+    """Means over ranks; a rank without samples takes part with weight 0."""
+    names = sorted({name for rank_names in engine.gather(list(sums.sums)) for name in rank_names})
+    if not num_samples:
+        for name in names:
+            sums.add(name, 0.0, 0)
+    return sums.means()
+
+
+def _metrics_of_kept(trainer: Trainer, kept: list[dict], indexes: list[int], size: int) -> dict[str, float]:
+    """Gather the kept lists once, put them into the dataset's order, check that none is missing."""
+    if not (trainer.keep_for_metrics_fn and trainer.metrics_fn):
+        return {}
+    own = {name: [item for part in kept for item in part[name]] for name in (kept[0] if kept else ())}
+    shares = trainer.engine.gather((indexes, own))
+    whole = {name: [None] * size for _, share in shares for name in share}
+    for rank_indexes, share in shares:
+        for name, items in share.items():
+            if len(items) != len(rank_indexes):
+                raise ValueError(f"keep_for_metrics_fn kept {len(items)} of {name!r} for {len(rank_indexes)} samples")
+            for index, item in zip(rank_indexes, items):
+                whole[name][index] = item
+    return trainer.metrics_fn(whole)

@@ -1,0 +1,61 @@
+"""Options of the model on a command line, and the model that they describe."""
+
+from dataclasses import dataclass, field
+
+from transformers import AutoConfig
+
+from .modeling_armt import ArmtForCausalLM
+
+
+def option(default, help: str):
+    """A dataclass field with the text that `--help` shows."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelArgs:
+    """The backbone and the memory around it."""
+
+    from_pretrained: str | None = option(None, "backbone with its weights: hub name or local folder")
+    model_cfg: str | None = option(None, "backbone with random weights: configuration file, see configs/models")
+    model_cpt: str | None = option(None, "run folder or checkpoint of an ARMT whose weights to start from")
+    num_mem_tokens: int = option(16, "memory tokens behind every segment; 0: no memory")
+    d_mem: int = option(64, "width of keys and queries before the feature map")
+    nu: int = option(3, "order of the DPFP feature map")
+    no_correction: bool = option(False, "write without gamma, the correction of the normaliser")
+    segment_alignment: str = option("left", "where the short segment is: left (last), right (first), center (spread)")
+    k2: int = option(-1, "number of last segments that gradients reach; -1: all")
+    freeze_model_weights: bool = option(False, "train the memory only, not the backbone")
+
+
+def build_model(args: ModelArgs, segment_size: int, vocab_size: int) -> ArmtForCausalLM:
+    """The model of some options, without the weights of `model_cpt`.
+
+    Args:
+        vocab_size: of the tokenizer; a backbone with random weights gets this many embeddings.
+
+    Raises:
+        ValueError: options that exclude each other, or a backbone that does not fit.
+        OSError: no such backbone.
+    """
+    if (args.from_pretrained is None) == (args.model_cfg is None):
+        raise ValueError("give either from_pretrained or model_cfg: the backbone of the model")
+    backbone = args.from_pretrained
+    if backbone is None:
+        backbone = AutoConfig.from_pretrained(args.model_cfg)
+        backbone.vocab_size = vocab_size
+    model = ArmtForCausalLM.from_backbone(
+        backbone,
+        segment_size=segment_size,
+        num_mem_tokens=args.num_mem_tokens,
+        d_mem=args.d_mem,
+        nu=args.nu,
+        use_correction=not args.no_correction,
+        segment_alignment=args.segment_alignment,
+        bptt_depth=None if args.k2 == -1 else args.k2,
+    )
+    if model.config.vocab_size < vocab_size:
+        raise ValueError(f"the tokenizer has {vocab_size} tokens, the backbone {model.config.vocab_size} embeddings")
+    if args.freeze_model_weights:
+        model.freeze_backbone()
+    return model

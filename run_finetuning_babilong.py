@@ -1,0 +1,110 @@
+"""Fine-tune an ARMT on BABILong and test it by length.
+
+    python run_finetuning_babilong.py --model_cfg configs/models/llama-2x128.json --segment_size 64 \
+        --max_n_segments 2 --vary_n_segments --lr 1e-3 --batch_size 32 --iters 1000 --model_path runs/try
+
+Continues by itself after a kill; run again when done, it only prints the result.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from lm_experiments_tools import checkpoint, cli
+from lm_experiments_tools.args import OptimizerArgs, TrainerArgs
+from lm_experiments_tools.data.babilong_task import BabilongArgs, BabilongTask, exact_match
+from lm_experiments_tools.distributed import make_engine
+from lm_experiments_tools.errors import UserError
+from lm_experiments_tools.evaluation.report import draw_lengths, length_table, write_json
+from lm_experiments_tools.loggers import say
+from lm_experiments_tools.optim import make_optimizer
+from lm_experiments_tools.run_folder import lock_run_folder
+from lm_experiments_tools.run_options import WITHOUT_EFFECT, RunArgs
+from lm_experiments_tools.trainer import Trainer
+from modeling_armt import options as model_options
+
+
+def main(argv: list[str] | None = None) -> dict:
+    transformers_logging.disable_progress_bar()  # a bar for each saved checkpoint
+    kinds = (RunArgs, BabilongArgs, model_options.ModelArgs, OptimizerArgs, TrainerArgs)
+    parsed = cli.parse(
+        sys.argv[1:] if argv is None else argv, *kinds, description=__doc__, without_effect=WITHOUT_EFFECT
+    )
+    run_args, task_args, model_args, optimizer_args, trainer_args = parsed
+    if trainer_args.model_path is None:
+        raise UserError("give --model_path, the folder of the run")
+    run, config = Path(trainer_args.model_path), cli.resolved(*parsed)
+    done = finished(run, config)
+    if done is None:
+        engine = make_engine()
+        try:
+            with_lock = lock_run_folder(run, engine)
+            done = train_and_test(run, config, engine, *parsed)
+        finally:
+            engine.close()
+        if with_lock:
+            with_lock.close()
+    return done
+
+
+def train_and_test(run, config, engine, run_args, task_args, model_args, optimizer_args, trainer_args) -> dict:
+    task = BabilongTask(task_args, trainer_args.seed, engine, needs_train=not run_args.validate_only)
+    set_seed(trainer_args.seed)
+    with cli.mendable(ValueError, OSError):
+        model = model_options.build_model(model_args, task_args.segment_size, len(task.tokenizer))
+    if model_args.model_cpt:
+        checkpoint.load_weights(model, checkpoint.weights_folder(model_args.model_cpt))
+    if engine.rank == 0:
+        cli.write_config(run, config)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        say(f"{model.num_parameters():,} parameters, {trained:,} trained, on {engine.world_size} x {engine.device}")
+    trainer = Trainer(
+        trainer_args,
+        model,
+        make_optimizer(model.parameters(), optimizer_args, trainer_args.lr),
+        task.train,
+        task.valid,
+        collate_fn=task.collate,
+        batch_metrics_fn=exact_match,
+        forward_kwargs={"output_memory_state": False},
+        tokenizer=task.tokenizer,
+        engine=engine,
+    )
+    progress = trainer.progress if run_args.validate_only else trainer.train()
+    if not (run_args.validate_only and model_args.model_cpt):
+        trainer.load_best()
+    metrics = {
+        "task": task_args.task_dataset, "trained_n_segments": task_args.max_n_segments,
+        "update": progress.update, "tokens": progress.tokens, "stop_reason": progress.stop_reason,
+        "valid": trainer.validate(task.valid), "test_size": len(task.test_questions), "test": {}, "config": config,
+    }  # fmt: skip
+    for name in task.test_names:
+        dataset = task.test(name)
+        result = trainer.validate(dataset, f"test {name}")
+        result |= {"samples": len(dataset), "tokens": len(dataset.sample(0, 0)["input_ids"])}
+        metrics["test"][name] = result
+    if engine.rank == 0:
+        write_json(run / "metrics.json", metrics)
+        draw_lengths(metrics, run / "accuracy.png")
+        print(length_table(metrics))
+    return metrics
+
+
+def finished(run: Path, config: dict) -> dict | None:
+    """The metrics of a run that these options have already completed, shown again."""
+    path = run / "metrics.json"
+    if not path.exists():
+        return None
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    if metrics["config"] != config:
+        return None
+    say(f"{run} is done")
+    print(length_table(metrics))
+    return metrics
+
+
+if __name__ == "__main__":
+    cli.run(main)
