@@ -8,6 +8,7 @@ The model is any module whose output has `output["loss"]`, the mean over the lab
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -223,7 +224,8 @@ class Trainer:
         if args.optimize_metric not in metrics:
             raise UserError(f"optimize_metric {args.optimize_metric!r} is not among {', '.join(sorted(metrics))}")
         value, sign = metrics[args.optimize_metric], 1 if args.optimize_mode == "max" else -1
-        if progress.best_metric is None or sign * value > sign * progress.best_metric:
+        best = -math.inf if progress.best_metric is None else sign * progress.best_metric
+        if sign * value > best:  # never true of NaN
             progress.best_metric, progress.best_update, progress.patience = value, progress.update, 0
         else:
             progress.patience += 1

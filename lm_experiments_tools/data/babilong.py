@@ -64,7 +64,7 @@ class BabilongDataset(torch.utils.data.Dataset):
 
         Args:
             background: None: contexts of facts alone.
-            seed: of positions and background. task_start_pct, task_end_pct: part of the context (0 to 1) where
+            seed: of positions and background. task_start_pct, task_end_pct: part of the background (0 to 1) where
                 facts may stand.
 
         Raises:

@@ -24,7 +24,7 @@ VERBS = (
 PLACES = (
     "beside the harbour wall;under the stone bridge;along the river bank;behind the old mill;near the chapel gate;"
     "above the narrow valley;at the edge of the forest;across the market square;below the lighthouse;"
-    "on the road to the coast;inside the empty barn;among the apple-green hills"
+    "on the road to the coast;inside the empty barn;among the low green hills"
 ).split(";")
 TIMES = (
     "before sunrise;after a long silence;in the middle of winter;during the storm;late in the evening;"
