@@ -21,7 +21,7 @@ from lm_experiments_tools.errors import UserError
 from lm_experiments_tools.evaluation.report import draw_lengths, length_table, write_json
 from lm_experiments_tools.loggers import say
 from lm_experiments_tools.optim import make_optimizer
-from lm_experiments_tools.run_folder import lock_run_folder
+from lm_experiments_tools.run_folder import locked
 from lm_experiments_tools.run_options import WITHOUT_EFFECT, RunArgs
 from lm_experiments_tools.trainer import Trainer
 from modeling_armt import options as model_options
@@ -41,12 +41,10 @@ def main(argv: list[str] | None = None) -> dict:
     if done is None:
         engine = make_engine()
         try:
-            with_lock = lock_run_folder(run, engine)
-            done = train_and_test(run, config, engine, *parsed)
+            with locked(run, engine):
+                done = train_and_test(run, config, engine, *parsed)
         finally:
             engine.close()
-        if with_lock:
-            with_lock.close()
     return done
 
 
@@ -54,7 +52,7 @@ def train_and_test(run, config, engine, run_args, task_args, model_args, optimiz
     task = BabilongTask(task_args, trainer_args.seed, engine, needs_train=not run_args.validate_only)
     set_seed(trainer_args.seed)
     with cli.mendable(ValueError, OSError):
-        model = model_options.build_model(model_args, task_args.segment_size, len(task.tokenizer))
+        model = model_options.build_model(model_args, task_args.segment_size, task.tokenizer)
     if model_args.model_cpt:
         checkpoint.load_weights(model, checkpoint.weights_folder(model_args.model_cpt))
     if engine.rank == 0:

@@ -3,6 +3,8 @@
 import fcntl
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -10,8 +12,9 @@ from .distributed import Engine
 from .errors import UserError
 
 
-def lock_run_folder(folder: Path, engine: Engine) -> IO | None:
-    """Lock a run folder for as long as the returned file (on rank 0) is open; a dead process holds no lock.
+@contextmanager
+def locked(folder: Path, engine: Engine) -> Iterator[None]:
+    """Inside, no other process group can use the run folder; a dead process holds no lock.
 
     Raises:
         UserError: on every rank: the folder cannot be written, or another process holds it (names host and process).
@@ -25,7 +28,11 @@ def lock_run_folder(folder: Path, engine: Engine) -> IO | None:
     problem = engine.gather(problem)[0]
     if problem:
         raise UserError(problem)
-    return file
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.close()
 
 
 def _lock(folder: Path) -> IO:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from .modeling_armt import ArmtForCausalLM
 
@@ -28,11 +28,11 @@ class ModelArgs:
     freeze_model_weights: bool = option(False, "train the memory only, not the backbone")
 
 
-def build_model(args: ModelArgs, segment_size: int, vocab_size: int) -> ArmtForCausalLM:
+def build_model(args: ModelArgs, segment_size: int, tokenizer: PreTrainedTokenizerBase) -> ArmtForCausalLM:
     """The model of some options, without the weights of `model_cpt`.
 
     Args:
-        vocab_size: of the tokenizer; a backbone with random weights gets this many embeddings.
+        tokenizer: a backbone with random weights gets its number of embeddings and its special tokens.
 
     Raises:
         ValueError: options that exclude each other, or a backbone that does not fit.
@@ -43,7 +43,9 @@ def build_model(args: ModelArgs, segment_size: int, vocab_size: int) -> ArmtForC
     backbone = args.from_pretrained
     if backbone is None:
         backbone = AutoConfig.from_pretrained(args.model_cfg)
-        backbone.vocab_size = vocab_size
+        backbone.vocab_size = len(tokenizer)
+        for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(backbone, token, getattr(tokenizer, token))
     model = ArmtForCausalLM.from_backbone(
         backbone,
         segment_size=segment_size,
@@ -54,8 +56,9 @@ def build_model(args: ModelArgs, segment_size: int, vocab_size: int) -> ArmtForC
         segment_alignment=args.segment_alignment,
         bptt_depth=None if args.k2 == -1 else args.k2,
     )
-    if model.config.vocab_size < vocab_size:
-        raise ValueError(f"the tokenizer has {vocab_size} tokens, the backbone {model.config.vocab_size} embeddings")
+    if model.config.vocab_size < len(tokenizer):
+        sizes = f"the tokenizer has {len(tokenizer)} tokens, the backbone {model.config.vocab_size} embeddings"
+        raise ValueError(f"{sizes}: give the backbone's own tokenizer")
     if args.freeze_model_weights:
         model.freeze_backbone()
     return model

@@ -1,0 +1,261 @@
+"""The BABILong runner and its curriculum, as a user starts them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
+
+import run_finetuning_babilong as runner
+from lm_experiments_tools import curriculum
+from lm_experiments_tools.data import babi_simulator
+from lm_experiments_tools.errors import UserError
+from modeling_armt import ArmtForCausalLM
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A tiny backbone and a cache that all runs of this file use."""
+    folder = tmp_path_factory.mktemp("shared")
+    LlamaConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=128,
+    ).save_pretrained(folder / "tiny")  # fmt: skip
+    return folder
+
+
+def options(shared, run, **changes):
+    values = dict(
+        model_path=run, model_cfg=shared / "tiny", data_cache=shared / "cache", vocab_size=1000, segment_size=48,
+        num_mem_tokens=2, d_mem=4, max_n_facts=4, max_n_segments=2, simulated_questions=200, valid_size=20,
+        test_size=10, iters=4, batch_size=4, lr=1e-3, valid_interval=2, log_interval=1, save_best=True,
+        optimize_metric="exact_match", optimize_mode="max",
+    )  # fmt: skip
+    words = []
+    for name, value in (values | changes).items():
+        if value is not None:
+            words += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}", str(value)]
+    return words
+
+
+def test_a_run_leaves_metrics_picture_config_logs_and_a_loadable_model(shared, tmp_path, capsys):
+    words = options(shared, tmp_path, test_n_segments=[1, 2, 4])
+    metrics = runner.main(words)
+    on_disk = json.loads((tmp_path / "metrics.json").read_text())
+    assert on_disk["test"].keys() == {"1", "2", "4"} and on_disk["test"] == metrics["test"]
+    assert all(row["samples"] == 10 and 0 <= row["exact_match"] <= 1 for row in on_disk["test"].values())
+    assert on_disk["test"]["4"]["tokens"] <= 4 * 48
+    assert (tmp_path / "accuracy.png").stat().st_size > 5000
+    assert (tmp_path / "config.yaml").exists() and list((tmp_path / "tensorboard").iterdir())
+    model = ArmtForCausalLM.from_pretrained(tmp_path / "best")
+    assert model.config.segment_size == 48
+    log = (tmp_path / "log.jsonl").read_text()
+    capsys.readouterr()
+    assert runner.main(words)["test"] == metrics["test"]
+    assert "is done" in capsys.readouterr().out and (tmp_path / "log.jsonl").read_text() == log
+
+
+def test_validate_only_scores_a_checkpoint_without_training(shared, tmp_path):
+    trained = runner.main(options(shared, tmp_path / "a"))
+    scored = runner.main(options(shared, tmp_path / "b", model_cpt=tmp_path / "a", validate_only=True))
+    assert scored["valid"] == trained["valid"] and scored["test"] == trained["test"] and scored["update"] == 0
+
+
+def test_a_run_without_background_or_memory(shared, tmp_path):
+    metrics = runner.main(options(shared, tmp_path, noise_dataset="none", num_mem_tokens=0))
+    assert list(metrics["test"]) == ["facts only"]
+
+
+def test_lengths_can_be_given_in_tokens(shared, tmp_path):
+    metrics = runner.main(options(shared, tmp_path, sample_size=60, test_sample_size=150))
+    assert list(metrics["test"]) == ["150 tokens"] and 150 < metrics["test"]["150 tokens"]["tokens"] < 170
+
+
+def test_real_files_and_named_books(shared, tmp_path):
+    for split in ("train", "test"):
+        babi_simulator.write_task(tmp_path / "en", "qa2", split, 60, seed=9)
+    (tmp_path / "train.txt").write_text("It was the best of times, it was the worst of times, said he to her. " * 200)
+    (tmp_path / "test.txt").write_text("Call me whatever you like, but do not call me late for the dinner bell. " * 200)
+    metrics = runner.main(
+        options(
+            shared,
+            tmp_path / "run",
+            task_dataset="qa2",
+            babi_path=tmp_path / "en",
+            max_n_facts=16,
+            max_n_segments=5,
+            noise_dataset=[tmp_path / "train.txt"],
+            test_noise_dataset=[tmp_path / "test.txt"],
+        )  # fmt: skip
+    )
+    assert metrics["test"]["5"]["samples"] == 10
+
+
+def bad(shared, run, **changes):
+    with pytest.raises(UserError) as error:
+        runner.main(options(shared, run, **changes))
+    assert not (run / "checkpoints").exists() and not (run / "metrics.json").exists()
+    return str(error.value)
+
+
+def test_bad_input_is_named_before_anything_is_written(shared, tmp_path):
+    babi_simulator.write_task(tmp_path / "en", "qa4", "train", 10, seed=0)
+    (tmp_path / "short.txt").write_text("A sentence that is long enough to be used as a background text here. " * 4)
+    run = tmp_path / "run"
+    assert "tasks found in the folder: qa4" in bad(shared, run, babi_path=tmp_path / "en")
+    assert "smaller than the facts" in bad(shared, run, sample_size=20)
+    assert "too short" in bad(shared, run, noise_dataset=[tmp_path / "short.txt"], max_n_segments=20)
+    assert "longer than the 128 positions" in bad(shared, run, segment_size=127)
+    assert "give either from_pretrained or model_cfg" in bad(shared, run, from_pretrained=shared / "tiny")
+    assert "tokens, the backbone 200 embeddings" in bad(
+        shared, run, from_pretrained=tiny_gpt2(tmp_path), model_cfg=None
+    )
+    assert "exclude each other" in bad(shared, run, vary_n_segments=True, mixed_length_ratio=0.5)
+    assert "no checkpoint folder" in bad(shared, run, model_cpt=tmp_path / "absent")
+
+
+def tiny_gpt2(folder, vocab=200):
+    config = GPT2Config(vocab_size=vocab, n_positions=1024, n_embd=8, n_layer=1, n_head=1, bos_token_id=0,
+                        eos_token_id=0)  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder / f"gpt2-{vocab}")
+    return folder / f"gpt2-{vocab}"
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(shared, tmp_path):
+    runner.main(options(shared, tmp_path / "a"))
+    message = bad(shared, tmp_path / "b", model_cpt=tmp_path / "a", d_mem=8)
+    assert "another architecture" in message and "memory_layers.0.W_k (4, 16) instead of (8, 16)" in message
+
+
+def program(*words):
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_a_second_run_in_a_folder_ends_at_once_and_names_the_first(shared, tmp_path):
+    first = program("run_finetuning_babilong.py", *options(shared, tmp_path, iters=100_000))
+    try:
+        wait_for(tmp_path / "log.jsonl")
+        second = program("run_finetuning_babilong.py", *options(shared, tmp_path))
+        _, error = second.communicate(timeout=60)
+        assert second.returncode == 2
+        assert error.splitlines()[-1].startswith("error: ") and f"pid {first.pid}" in error
+        assert "Traceback" not in error and first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def wait_for(path, text=""):
+    deadline = time.monotonic() + 120
+    while not (path.exists() and text in path.read_text()):
+        assert time.monotonic() < deadline, f"no {text!r} in {path}"
+        time.sleep(0.02)
+
+
+CURRICULUM = """
+runner: run_finetuning_babilong.py
+stages:
+  - {noise_dataset: none, max_n_facts: 2, iters: 3}
+  - {max_n_segments: 1, iters: 400, save_interval: 20, valid_interval: 200}
+  - {max_n_segments: 2, vary_n_segments: true, iters: 3, test_n_segments: [1, 2, 4]}
+"""
+
+
+def test_a_curriculum_killed_inside_a_stage_goes_on_there(shared, tmp_path, monkeypatch, capsys):
+    config, runs = tmp_path / "curriculum.yaml", tmp_path / "runs"
+    config.write_text(CURRICULUM)
+    common = options(shared, None, iters=None, max_n_segments=None, test_n_segments=None, max_n_facts=None)
+    words = ["-m", "lm_experiments_tools.curriculum", config, "--runs", runs, *common, "--max_n_facts", "2"]
+    process = program(*words)
+    wait_for(runs / "stage-2" / "log.jsonl", '"update": 30')
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    monkeypatch.chdir(ROOT)
+    curriculum.main([str(word) for word in words[2:]])
+    printed = capsys.readouterr().out
+    assert f"{runs / 'stage-1'} is done" in printed and "resumed from" in printed
+    rows = [json.loads(line) for line in (runs / "stage-2" / "log.jsonl").read_text().splitlines()]
+    assert [row["update"] for row in rows if row["split"] == "train"] == list(range(1, 401))
+    metrics = json.loads((runs / "metrics.json").read_text())
+    assert list(metrics["test"]) == ["1", "2", "4"] and (runs / "accuracy.png").exists()
+    curriculum.main([str(word) for word in words[2:]])
+    assert f"{runs / 'stage-3'} is done" in capsys.readouterr().out
+
+
+def test_a_stage_starts_from_the_best_of_the_one_before(shared, tmp_path):
+    first = runner.main(options(shared, tmp_path / "a", noise_dataset="none"))
+    assert first["update"] == 4
+    runner.main(options(shared, tmp_path / "b", model_cpt=tmp_path / "a", iters=1, lr=0.0))
+    one, two = (ArmtForCausalLM.from_pretrained(tmp_path / name / "best") for name in ("a", "b"))
+    for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "models").glob("*.json")), ids=lambda path: path.stem)
+def test_every_model_configuration_makes_one_update(shared, tmp_path, path):
+    metrics = runner.main(
+        options(
+            shared,
+            tmp_path,
+            model_cfg=path,
+            iters=1,
+            batch_size=1,
+            valid_interval=None,
+            save_best=None,
+            valid_size=1,
+            test_size=1,
+        )  # fmt: skip
+    )
+    assert metrics["update"] == 1
+
+
+def stages_of(path):
+    """Command lines of a shipped configuration: one, or one a stage."""
+    shared_options = curriculum.cli.read_yaml(path)
+    stages = shared_options.pop("stages", [{}])
+    shared_options.pop("runner", None)
+    return [curriculum.cli.to_arguments({**shared_options, **stage}) for stage in stages]
+
+
+SHIPPED = [
+    (path, number)
+    for path in sorted((ROOT / "configs" / "babilong").glob("*.yaml"))
+    for number in range(len(stages_of(path)))
+]
+
+
+@pytest.mark.parametrize("path, number", SHIPPED, ids=lambda value: getattr(value, "stem", str(value)))
+def test_every_stage_of_every_shipped_configuration_makes_one_update(shared, tmp_path, monkeypatch, path, number):
+    monkeypatch.chdir(ROOT)
+    words = stages_of(path)[number]
+    if "--from_pretrained" in words:  # weights and tokenizers of the hub are replaced by local ones
+        words += ["--from_pretrained", str(tiny_gpt2(tmp_path, vocab=5000)), "--tokenizer", local_tokenizer(shared)]
+    if "--babi_path" in words:
+        for split in ("train", "test"):
+            babi_simulator.write_task(tmp_path / "en", "qa1", split, 200, seed=0)
+        words += ["--babi_path", str(tmp_path / "en"), "--noise_dataset", "none", "--test_noise_dataset", "none"]
+    words += [
+        "--model_path", str(tmp_path / "run"), "--data_cache", str(shared / "cache"), "--simulated_questions", "200",
+        "--iters", "1", "--valid_size", "1", "--test_size", "1", "--batch_size", "1",
+    ]  # fmt: skip
+    metrics = runner.main(words)
+    assert metrics["update"] == 1 and metrics["test"]
+
+
+def local_tokenizer(shared):
+    from lm_experiments_tools.data import tokenizer
+
+    trained = tokenizer.train_tokenizer(["Mary moved to the kitchen."], "local", 300, shared)
+    trained.save_pretrained(shared / "tokenizer")
+    return str(shared / "tokenizer")
