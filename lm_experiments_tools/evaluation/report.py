@@ -56,7 +56,10 @@ def draw_lengths(metrics: Metrics, path: Path) -> None:
     axes.annotate(
         "trained lengths", (trained, 0.03), xytext=(-4, 0), textcoords="offset points", ha="right", color="0.35"
     )
-    errors = [[s - low for s, (low, _) in zip(shares, bounds)], [high - s for s, (_, high) in zip(shares, bounds)]]
+    errors = [[max(0.0, side) for side in sides] for sides in (
+        [share - low for share, (low, _) in zip(shares, bounds)],
+        [high - share for share, (_, high) in zip(shares, bounds)],
+    )]  # fmt: skip
     axes.errorbar(segments, shares, yerr=errors, marker="o", capsize=3, color="#1f4e79", clip_on=False)
     axes.set_xscale("log", base=2)
     axes.set_xticks(segments, [f"{number}\n{_short(row['tokens'])}" for number, row in rows])
