@@ -162,6 +162,22 @@ def test_questions_with_more_facts_are_left_out(data):
         select_questions(data[0], 1)
 
 
+def test_a_story_may_start_late_but_keeps_what_the_answer_needs(data):
+    questions, words, text, _ = data
+    kept = select_questions(questions, 4, shorten=True)
+    assert len(kept) > len(select_questions(questions, 4))
+    samples = BabilongDataset(kept, words, None, Lengths(None), 0, vary_up_to_n_facts=4)
+    numbers = set()
+    for index, question in enumerate(kept[:100]):
+        for epoch in range(3):
+            context = words.decode(samples.sample(epoch, index)["input_ids"])
+            number = context.count(".")
+            assert context.startswith("".join(f" {fact}" for fact in question.facts[-number:]))
+            assert number <= 4 and question.facts[question.supporting[0]] in context
+            numbers.add(number)
+    assert numbers == {1, 2, 3, 4}
+
+
 def test_what_does_not_fit_is_refused_at_the_start(data):
     with pytest.raises(UserError, match="sample_size 40 is smaller than the facts"):
         dataset(data, sample_size=40)

@@ -74,6 +74,15 @@ def test_a_run_without_background_or_memory(shared, tmp_path):
     assert list(metrics["test"]) == ["facts only"]
 
 
+def test_validation_may_be_longer_than_training(shared, tmp_path):
+    words = options(shared, tmp_path, valid_n_segments=4, vary_n_facts=True)
+    parsed = runner.cli.parse(words, runner.BabilongArgs, runner.TrainerArgs, without_effect=dict.fromkeys(
+        ("model_cfg", "num_mem_tokens", "d_mem"), ""))  # fmt: skip
+    task = runner.BabilongTask(parsed[0], 0, runner.make_engine())
+    assert 3 * 48 < len(task.valid.sample(0, 0)["input_ids"]) <= 4 * 48
+    assert len(task.train.sample(0, 0)["input_ids"]) <= 2 * 48
+
+
 def test_lengths_can_be_given_in_tokens(shared, tmp_path):
     metrics = runner.main(options(shared, tmp_path, sample_size=60, test_sample_size=150))
     assert list(metrics["test"]) == ["150 tokens"] and 150 < metrics["test"]["150 tokens"]["tokens"] < 170

@@ -59,6 +59,7 @@ class BabilongDataset(torch.utils.data.Dataset):
         seed: int,
         task_start_pct: float = 0.0,
         task_end_pct: float = 1.0,
+        vary_up_to_n_facts: int | None = None,
     ):
         """Tokenise the questions.
 
@@ -66,6 +67,8 @@ class BabilongDataset(torch.utils.data.Dataset):
             background: None: contexts of facts alone.
             seed: of positions and background. task_start_pct, task_end_pct: part of the background (0 to 1) where
                 facts may stand.
+            vary_up_to_n_facts: every sample starts its story at a random fact, not behind the first supporting one,
+                so that at most this many are left; None: whole stories.
 
         Raises:
             UserError: the facts of a question are longer than the context, or the background is too short.
@@ -79,7 +82,8 @@ class BabilongDataset(torch.utils.data.Dataset):
         self.prompts = [np.concatenate((encode(f" {question.question}"), generate)) for question in questions]
         end = np.array([tokenizer.eos_token_id], dtype=np.int32)
         self.answers = [np.concatenate((encode(f" {question.answer}"), end)) for question in questions]
-        self.facts_size = np.array([sum(map(len, facts)) for facts in self.facts])
+        self.first_facts = [_first_facts(question, vary_up_to_n_facts) for question in questions]
+        self.facts_size = np.array([sum(map(len, f[first:])) for f, (first, _) in zip(self.facts, self.first_facts)])
         if background is not None:
             self._check_sizes()
 
@@ -110,11 +114,12 @@ class BabilongDataset(torch.utils.data.Dataset):
         return {"input_ids": input_ids, "labels": labels}
 
     def _context(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
-        facts = self.facts[index]
+        facts = self.facts[index][rng.integers(*self.first_facts[index], endpoint=True) :]
         if self.background is None:
             return facts
-        size = self.lengths.draw(int(self.facts_size[index]), rng)
-        text, borders = self.background.draw(size - int(self.facts_size[index]), rng)
+        facts_size = sum(map(len, facts))
+        size = self.lengths.draw(facts_size, rng)
+        text, borders = self.background.draw(size - facts_size, rng)
         low, high = np.searchsorted(borders, (self.start_pct * len(text), self.end_pct * len(text)))
         high = max(int(high), int(low) + 1) if self.end_pct < 1 else len(borders)
         places = borders[np.sort(rng.integers(min(int(low), len(borders) - 1), high, size=len(facts)))]
@@ -123,6 +128,13 @@ class BabilongDataset(torch.utils.data.Dataset):
             pieces += (text[start:place], fact)
             start = place
         return [*pieces, text[start:]]
+
+
+def _first_facts(question: Question, up_to: int | None) -> tuple[int, int]:
+    """First and last index at which the story of a sample may start."""
+    if up_to is None:
+        return 0, 0
+    return max(0, len(question.facts) - up_to), min(question.supporting)
 
 
 class _Encoder:
@@ -145,16 +157,16 @@ def question_size(questions: list[Question], tokenizer: PreTrainedTokenizerBase)
     return longest + len(encode("GEN")) + 1
 
 
-def select_questions(questions: list[Question], max_n_facts: int | None) -> list[Question]:
-    """Questions with at most `max_n_facts` facts before them.
+def select_questions(questions: list[Question], max_n_facts: int | None, shorten: bool = False) -> list[Question]:
+    """Questions with at most `max_n_facts` facts before them; with `shorten`, from the first supporting one on.
 
     Raises:
         UserError: none is left.
     """
-    kept = [q for q in questions if max_n_facts is None or len(q.facts) <= max_n_facts]
+    needed = [len(q.facts) - (min(q.supporting, default=0) if shorten else 0) for q in questions]
+    kept = [q for q, number in zip(questions, needed) if max_n_facts is None or number <= max_n_facts]
     if not kept:
-        least = min(len(question.facts) for question in questions)
-        raise UserError(f"max_n_facts {max_n_facts} leaves no question: the shortest has {least} facts")
+        raise UserError(f"max_n_facts {max_n_facts} leaves no question: the shortest has {min(needed)} facts")
     return kept
 
 

@@ -41,12 +41,17 @@ class BabilongArgs:
     vary_n_segments: bool = option(False, "draw each sample's number of segments from 1 to max_n_segments")
     mixed_length_ratio: float = option(0.0, "probability of a sample with fewer than max_n_segments segments")
     sample_size: int | None = option(None, "tokens of the longest context; default: what fits into max_n_segments")
+    valid_n_segments: int | None = option(None, "segments of the validation samples; default: as trained")
     test_sample_size: int | None = option(None, "tokens of a test context, instead of test_n_segments")
     test_n_segments: list[int] | None = option(None, "segments of the test samples, by length; default: as trained")
     max_n_facts: int | None = option(None, "leave out questions with more facts than this")
+    vary_n_facts: bool = option(
+        False,
+        "start each training story at a random fact; longer stories are then shortened to max_n_facts, not left out",
+    )
     task_start_pct: float = option(0.0, "facts stand behind this share of the background, 0 to 1")
     task_end_pct: float = option(1.0, "facts stand before this share of the background, 0 to 1")
-    valid_size: int = option(500, "training questions held out for validation, in whole stories")
+    valid_size: int = option(500, "training questions held out for validation, in whole stories, before max_n_facts")
     test_size: int | None = option(None, "test questions to use; default: all")
     tokenizer: str | None = option(None, "tokenizer by name or path; default: one trained on task and background")
     vocab_size: int = option(4096, "tokens of a trained tokenizer")
@@ -93,12 +98,18 @@ class BabilongTask:
                 args.has_background) else None  # fmt: skip
             self.tokenizer = self._tokenizer(train_file, questions)
             train_text, test_text = self._backgrounds()
-        train, valid = hold_out(select_questions(questions, args.max_n_facts), args.valid_size)
+        train, valid = hold_out(questions, args.valid_size)
+        train = select_questions(train, args.max_n_facts, shorten=args.vary_n_facts)
+        valid = select_questions(valid, args.max_n_facts)
         test = select_questions(babi.read_questions(test_file), args.max_n_facts)[: args.test_size]
         self.question_size = question_size(train + valid + test, self.tokenizer)
         self.test_questions, self.test_text = test, test_text
         lengths = self._lengths()
-        self.train = self._dataset(train, train_text, lengths, 0) if needs_train else None
+        longest = max(len(question.facts) for question in questions)
+        vary = (args.max_n_facts or longest) if args.vary_n_facts else None
+        self.train = self._dataset(train, train_text, lengths, 0, vary) if needs_train else None
+        if args.valid_n_segments:
+            lengths = Lengths(self._context_size(args.valid_n_segments))
         self.valid = self._dataset(valid, test_text, replace(lengths, mixed_length_ratio=0.0), VALID)
         self.test_names = self._test_names()
 
@@ -123,9 +134,9 @@ class BabilongTask:
         pad = self.tokenizer.pad_token_id
         return collate(samples, self.tokenizer.eos_token_id if pad is None else pad)
 
-    def _dataset(self, questions, text, lengths: Lengths, stream: int) -> BabilongDataset:
-        start, end = self.args.task_start_pct, self.args.task_end_pct
-        return BabilongDataset(questions, self.tokenizer, text, lengths, 3 * self.seed + stream, start, end)
+    def _dataset(self, questions, text, lengths: Lengths, stream: int, vary: int | None = None) -> BabilongDataset:
+        places = self.args.task_start_pct, self.args.task_end_pct
+        return BabilongDataset(questions, self.tokenizer, text, lengths, 3 * self.seed + stream, *places, vary)
 
     def _context_size(self, segments: int) -> int:
         """Tokens of a context that fills `segments` segments with its question and answer."""
