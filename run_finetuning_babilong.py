@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from lm_experiments_tools import checkpoint, cli
 from lm_experiments_tools.args import OptimizerArgs, TrainerArgs
-from lm_experiments_tools.data.babilong_task import BabilongArgs, BabilongTask, exact_match
+from lm_experiments_tools.data.babilong_task import BabilongArgs, BabilongTask, exact_match, prompts
 from lm_experiments_tools.distributed import make_engine
 from lm_experiments_tools.errors import UserError
 from lm_experiments_tools.evaluation.report import draw_lengths, length_table, write_json
@@ -68,12 +68,14 @@ def train_and_test(run, config, engine, run_args, task_args, model_args, optimiz
         collate_fn=task.collate,
         batch_metrics_fn=exact_match,
         forward_kwargs={"output_memory_state": False},
+        generate_kwargs=task.generate_kwargs(),
+        generate_inputs_fn=prompts,
         tokenizer=task.tokenizer,
         engine=engine,
     )
     progress = trainer.progress if run_args.validate_only else trainer.train()
-    if not (run_args.validate_only and model_args.model_cpt):
-        trainer.load_best()
+    if not (run_args.validate_only and model_args.model_cpt) and trainer.load_best() is None:
+        raise UserError(f"validate_only: no checkpoint in {run}; give --model_cpt")
     metrics = {
         "task": task_args.task_dataset, "trained_n_segments": task_args.max_n_segments,
         "update": progress.update, "tokens": progress.tokens, "stop_reason": progress.stop_reason,

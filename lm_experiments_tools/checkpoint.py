@@ -35,6 +35,11 @@ def step_folder(run: Path, update: int) -> Path:
     return run / "checkpoints" / f"step-{update:08d}"
 
 
+def step_folders(run: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    return sorted((run / "checkpoints").glob("step-????????"))
+
+
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write files into a temporary folder, add the manifest, sync, rename to `folder`.
 
@@ -98,7 +103,7 @@ def newest_checkpoint(run: Path) -> Path | None:
         CheckpointError: there are checkpoints, and all are broken.
     """
     problems = []
-    for folder in sorted((run / "checkpoints").glob("step-????????"), reverse=True):
+    for folder in reversed(step_folders(run)):
         problem = problem_of(folder)
         if problem is None:
             return folder
@@ -120,8 +125,7 @@ def remove_leftovers(run: Path) -> None:
 
 def prune(run: Path, keep: int, best: Path | None) -> None:
     """Remove all but the newest `keep` checkpoints and the best."""
-    folders = sorted((run / "checkpoints").glob("step-????????"))
-    for folder in folders[:-keep]:
+    for folder in step_folders(run)[:-keep]:
         if folder != best:
             shutil.rmtree(folder)
 

@@ -5,6 +5,8 @@ command line. An unknown key is an error; names that earlier scripts used and th
 """
 
 import difflib
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,20 +96,28 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping with text scalars.
+    """A YAML mapping with text scalars, in which $NAME stands for an environment variable.
 
     Raises:
-        UserError: no such file, not YAML, not a mapping, or a key twice.
+        UserError: no such file, not YAML, not a mapping, a key twice, or a variable that is not set.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # a BaseLoader makes text only
+        text = os.path.expandvars(_without_comments(Path(path).read_text(encoding="utf-8")))
+        content = yaml.load(text, _Loader)  # a BaseLoader makes text only
     except OSError as error:
         raise UserError(f"cannot read config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UserError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected lines of the form `option: value`")
+    unset = re.findall(r"\$\w+", text)
+    if unset:
+        raise UserError(f"{path}: set the environment variable {unset[0][1:]}")
     return content
+
+
+def _without_comments(text: str) -> str:
+    return "".join(line + "\n" for line in text.splitlines() if not line.lstrip().startswith("#"))
 
 
 def to_arguments(options: dict[str, Any]) -> list[str]:

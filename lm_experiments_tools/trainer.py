@@ -287,7 +287,11 @@ class Trainer:
 
     def _own_checkpoint(self) -> Path | None:
         if self.args.resume not in ("auto", "never"):
-            return Path(self.args.resume)
+            folder = Path(self.args.resume)
+            newer = [path.name for path in checkpoint.step_folders(self.run or folder) if path.name > folder.name]
+            if newer:
+                raise UserError(f"{self.run} has checkpoints behind {folder.name}: move {', '.join(newer)} away first")
+            return folder
         found = checkpoint.newest_checkpoint(self.run) if self.run and self._is_main else None
         found = self.engine.gather(found)[0]
         if found is not None and self.args.resume == "never":

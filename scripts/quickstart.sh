@@ -9,5 +9,5 @@ python -m lm_experiments_tools.curriculum "${QUICKSTART_CONFIG:-configs/babilong
 cat <<EOF
 
 table and picture: $run/metrics.json, $run/accuracy.png
-curves: $PWD/.venv/bin/tensorboard --logdir $run
+curves: $venv/bin/tensorboard --logdir $run
 EOF

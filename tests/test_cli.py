@@ -52,6 +52,14 @@ def test_what_is_wrong_is_one_line_that_names_it(tmp_path, case):
     assert "\n" not in str(error.value)
 
 
+def test_environment_variables_stand_in_yaml(tmp_path, monkeypatch):
+    config = yaml_file(tmp_path, "# $NOT_SET in a comment\nmode: $TOY_MODE/x\n")
+    with pytest.raises(UserError, match="set the environment variable TOY_MODE"):
+        cli.parse(["--config", config], Toy)
+    monkeypatch.setenv("TOY_MODE", "a b")
+    assert cli.parse(["--config", config], Toy) == (Toy(mode="a b/x"),)
+
+
 def test_a_missing_config_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot read config .*absent.yaml"):
         cli.parse(["--config", str(tmp_path / "absent.yaml")], Toy)

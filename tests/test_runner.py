@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 import run_finetuning_babilong as runner
 from lm_experiments_tools import curriculum
-from lm_experiments_tools.data import babi_simulator
+from lm_experiments_tools.data import babi_simulator, embedded_text
 from lm_experiments_tools.errors import UserError
 from modeling_armt import ArmtForCausalLM
 
@@ -69,6 +69,11 @@ def test_validate_only_scores_a_checkpoint_without_training(shared, tmp_path):
     assert scored["valid"] == trained["valid"] and scored["test"] == trained["test"] and scored["update"] == 0
 
 
+def test_validate_only_without_anything_to_validate_is_refused(shared, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint in .* give --model_cpt"):
+        runner.main(options(shared, tmp_path, validate_only=True))
+
+
 def test_a_run_without_background_or_memory(shared, tmp_path):
     metrics = runner.main(options(shared, tmp_path, noise_dataset="none", num_mem_tokens=0))
     assert list(metrics["test"]) == ["facts only"]
@@ -81,6 +86,27 @@ def test_validation_may_be_longer_than_training(shared, tmp_path):
     task = runner.BabilongTask(parsed[0], 0, runner.make_engine())
     assert 3 * 48 < len(task.valid.sample(0, 0)["input_ids"]) <= 4 * 48
     assert len(task.train.sample(0, 0)["input_ids"]) <= 2 * 48
+
+
+def test_the_generated_answer_is_right_exactly_where_the_predicted_one_is(shared, tmp_path):
+    """A model that knows half of the answers, scored by one forward pass and by generation."""
+    metrics = runner.main(
+        options(
+            shared,
+            tmp_path,
+            use_generate_on_valid=True,
+            noise_dataset="none",
+            max_n_facts=2,
+            iters=150,
+            lr=1e-2,
+            batch_size=16,
+            valid_interval=50,
+            simulated_questions=600,
+        )  # fmt: skip
+    )
+    assert 0.1 < metrics["valid"]["exact_match"] < 1
+    assert metrics["valid"]["exact_match"] == metrics["valid"]["exact_match_generated"]
+    assert metrics["valid"]["loss"] > 0
 
 
 def test_lengths_can_be_given_in_tokens(shared, tmp_path):
@@ -231,6 +257,7 @@ def test_every_model_configuration_makes_one_update(shared, tmp_path, path):
 
 def stages_of(path):
     """Command lines of a shipped configuration: one, or one a stage."""
+    os.environ.setdefault("DATA_DIR", "set-by-the-test")
     shared_options = curriculum.cli.read_yaml(path)
     stages = shared_options.pop("stages", [{}])
     shared_options.pop("runner", None)
@@ -247,13 +274,10 @@ SHIPPED = [
 @pytest.mark.parametrize("path, number", SHIPPED, ids=lambda value: getattr(value, "stem", str(value)))
 def test_every_stage_of_every_shipped_configuration_makes_one_update(shared, tmp_path, monkeypatch, path, number):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DATA_DIR", str(local_data(tmp_path)))
     words = stages_of(path)[number]
     if "--from_pretrained" in words:  # weights and tokenizers of the hub are replaced by local ones
         words += ["--from_pretrained", str(tiny_gpt2(tmp_path, vocab=5000)), "--tokenizer", local_tokenizer(shared)]
-    if "--babi_path" in words:
-        for split in ("train", "test"):
-            babi_simulator.write_task(tmp_path / "en", "qa1", split, 200, seed=0)
-        words += ["--babi_path", str(tmp_path / "en"), "--noise_dataset", "none", "--test_noise_dataset", "none"]
     words += [
         "--model_path", str(tmp_path / "run"), "--data_cache", str(shared / "cache"), "--simulated_questions", "200",
         "--iters", "1", "--valid_size", "1", "--test_size", "1", "--batch_size", "1",
@@ -262,9 +286,45 @@ def test_every_stage_of_every_shipped_configuration_makes_one_update(shared, tmp
     assert metrics["update"] == 1 and metrics["test"]
 
 
+def local_data(folder):
+    """A folder laid out as the shipped configurations and scripts expect it."""
+    for split in ("train", "test"):
+        for place in ("en-10k", "babi/en-10k"):
+            babi_simulator.write_task(folder / "data" / place, "qa1", split, 200, seed=0)
+    (folder / "data" / "books").mkdir()
+    stream = embedded_text.sentences(seed=3)
+    for name in ("moby", "pride", "sherlock", "frankenstein"):
+        (folder / "data" / "books" / f"{name}.txt").write_text("\n".join(next(stream) for _ in range(1500)))
+    return folder / "data"
+
+
 def local_tokenizer(shared):
     from lm_experiments_tools.data import tokenizer
 
     trained = tokenizer.train_tokenizer(["Mary moved to the kitchen."], "local", 300, shared)
     trained.save_pretrained(shared / "tokenizer")
     return str(shared / "tokenizer")
+
+
+def test_the_paper_curriculum_script_runs_all_stages_and_is_safe_to_run_again(shared, tmp_path):
+    local_data(tmp_path)
+    words = ["--from_pretrained", tiny_gpt2(tmp_path, vocab=5000), "--tokenizer", local_tokenizer(shared),
+             "--segment_size", 60, "--max_n_facts", 2, "--iters", 1, "--valid_size", 2, "--test_size", 1,
+             "--data_n_workers", 0, "--data_cache", shared / "cache"]  # fmt: skip
+    environment = os.environ | {
+        "DATA_DIR": str(tmp_path / "data"), "RUNS_DIR": str(tmp_path / "runs"), "NP": "1", "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }  # fmt: skip
+    outputs = []
+    for _ in range(2):
+        command = ["bash", "scripts/babilong/finetune_armt_curriculum.sh", "qa1", *map(str, words)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout)
+    stages = sorted((tmp_path / "runs" / "babilong" / "qa1" / "armt-gpt2").iterdir())
+    assert [stage.name.split("-")[-1] for stage in stages] == ["2", "3", "5", "8", "16", "32"]
+    assert all((stage / "metrics.json").exists() for stage in stages)
+    configs = [json.loads((stage / "metrics.json").read_text())["config"] for stage in stages]
+    assert all(c["batch_size"] * c["gradient_accumulation_steps"] == 64 for c in configs)
+    assert configs[1]["model_cpt"] == str(stages[0]) and configs[0]["num_training_steps"] == 20_000
+    assert outputs[0].count("is done") == 0 and outputs[1].count("is done") == 6

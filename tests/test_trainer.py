@@ -260,6 +260,18 @@ def test_resume_never_refuses_a_folder_with_a_run(tmp_path):
         make_trainer(TrainerArgs(model_path=str(tmp_path), iters=2, resume="never")).train()
 
 
+def test_resuming_from_a_named_checkpoint_never_overwrites_newer_ones(tmp_path):
+    make_trainer(TrainerArgs(model_path=str(tmp_path), iters=4, save_interval=2)).train()
+    older, newer = (checkpoint.step_folder(tmp_path, update) for update in (2, 4))
+    args = TrainerArgs(model_path=str(tmp_path), iters=4, save_interval=2, resume=str(older))
+    with pytest.raises(UserError, match="move step-00000004 away"):
+        make_trainer(args).train()
+    expected = (newer / "model.safetensors").read_bytes()
+    newer.rename(tmp_path / "elsewhere")
+    make_trainer(args).train()
+    assert (newer / "model.safetensors").read_bytes() == expected
+
+
 def test_a_checkpoint_of_another_architecture_is_refused_with_names(tmp_path):
     make_trainer(TrainerArgs(model_path=str(tmp_path), iters=1)).train()
     folder = checkpoint.step_folder(tmp_path, 1)

@@ -51,7 +51,7 @@ class BabilongArgs:
     )
     task_start_pct: float = option(0.0, "facts stand behind this share of the background, 0 to 1")
     task_end_pct: float = option(1.0, "facts stand before this share of the background, 0 to 1")
-    valid_size: int = option(500, "training questions held out for validation, in whole stories, before max_n_facts")
+    valid_size: int = option(500, "training questions held out for validation, in whole stories")
     test_size: int | None = option(None, "test questions to use; default: all")
     tokenizer: str | None = option(None, "tokenizer by name or path; default: one trained on task and background")
     vocab_size: int = option(4096, "tokens of a trained tokenizer")
@@ -98,11 +98,15 @@ class BabilongTask:
                 args.has_background) else None  # fmt: skip
             self.tokenizer = self._tokenizer(train_file, questions)
             train_text, test_text = self._backgrounds()
-        train, valid = hold_out(questions, args.valid_size)
-        train = select_questions(train, args.max_n_facts, shorten=args.vary_n_facts)
-        valid = select_questions(valid, args.max_n_facts)
+        train, valid = hold_out(select_questions(questions, args.max_n_facts), args.valid_size)
+        if args.vary_n_facts:
+            train = [question for question in questions if question.story < valid[0].story]
+            train = select_questions(train, args.max_n_facts, shorten=True)
         test = select_questions(babi.read_questions(test_file), args.max_n_facts)[: args.test_size]
         self.question_size = question_size(train + valid + test, self.tokenizer)
+        self.answer_size = max(
+            len(self.tokenizer.encode(f" {q.answer}", add_special_tokens=False)) + 1 for q in train + valid + test
+        )
         self.test_questions, self.test_text = test, test_text
         lengths = self._lengths()
         longest = max(len(question.facts) for question in questions)
@@ -129,6 +133,10 @@ class BabilongTask:
         if self.args.test_sample_size:
             return [f"{self.args.test_sample_size} tokens"]
         return [str(number) for number in self.args.test_n_segments or [self.args.max_n_segments]]
+
+    def generate_kwargs(self) -> dict[str, int]:
+        """Of `model.generate`, for answers of this task."""
+        return {"max_new_tokens": self.answer_size, "eos_token_id": self.tokenizer.eos_token_id}
 
     def collate(self, samples: list) -> dict[str, torch.Tensor]:
         pad = self.tokenizer.pad_token_id
@@ -190,9 +198,28 @@ def _task_texts(questions: list[babi.Question]) -> Iterator[str]:
 
 
 def exact_match(batch: dict[str, torch.Tensor], output: Any) -> dict[str, torch.Tensor]:
-    """Share of samples whose whole answer, with its end, is predicted: what greedy decoding would write."""
+    """Share of samples whose whole answer, with its end, is predicted: what greedy decoding would write.
+
+    With generated text in the output, also the share whose generated answer is right, which is the same.
+    """
     labels = batch["labels"][:, 1:]
     row, column = (labels != -100).nonzero(as_tuple=True)
-    right = output["labelled_logits"].argmax(-1) == labels[row, column]
+    metrics = {"exact_match": _rows_all_right(output["labelled_logits"].argmax(-1) == labels[row, column], row, labels)}
+    if "generation_outputs" in output:
+        generated = output["generation_outputs"][:, batch["labels"].shape[1] :]
+        place = column - (labels != -100).int().argmax(1)[row]  # of a label in its answer
+        written = place < generated.shape[1]
+        right = generated[row, place.clamp(max=generated.shape[1] - 1)] == labels[row, column]
+        metrics["exact_match_generated"] = _rows_all_right(written & right, row, labels)
+    return metrics
+
+
+def _rows_all_right(right: torch.Tensor, row: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     wrong = torch.zeros(len(labels), device=labels.device).index_add(0, row, (~right).float())
-    return {"exact_match": (wrong == 0).float().mean()}
+    return (wrong == 0).float().mean()
+
+
+def prompts(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What to generate from: everything before the first label; the answer is masked."""
+    before_answer = (batch["labels"] != -100).cumsum(dim=1) == 0
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"] * before_answer}

@@ -93,8 +93,10 @@ def _hugging_face_source(name: str, path: Path, split: str) -> Source:
             files = [path] if path.is_file() else sorted(path.rglob("*.parquet")) + sorted(path.rglob("*.arrow"))
             kind = "parquet" if files and files[0].suffix == ".parquet" else "arrow"
             data = datasets.load_dataset(kind, data_files={split: [str(file) for file in files]})
+        elif split in datasets.get_dataset_config_names(name):  # earlier scripts give a configuration here
+            data = datasets.load_dataset(name, split, split="train")
         else:
-            data = datasets.load_dataset(name)
+            data = datasets.load_dataset(name, split=split)
         data = data[split] if isinstance(data, dict) else data
     except (OSError, ValueError, KeyError, IndexError, datasets.exceptions.DatasetNotFoundError) as error:
         raise UserError(
