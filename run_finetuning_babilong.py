@@ -49,12 +49,16 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def train_and_test(run, config, engine, run_args, task_args, model_args, optimizer_args, trainer_args) -> dict:
+    if model_args.model_cpt:
+        weights = checkpoint.weights_folder(model_args.model_cpt)
+        if task_args.tokenizer is None and (weights / "tokenizer_config.json").exists():
+            task_args.tokenizer = str(weights)  # the weights' own
     task = BabilongTask(task_args, trainer_args.seed, engine, needs_train=not run_args.validate_only)
     set_seed(trainer_args.seed)
     with cli.mendable(ValueError, OSError):
         model = model_options.build_model(model_args, task_args.segment_size, task.tokenizer)
     if model_args.model_cpt:
-        checkpoint.load_weights(model, checkpoint.weights_folder(model_args.model_cpt))
+        checkpoint.load_weights(model, weights)
     if engine.rank == 0:
         cli.write_config(run, config)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -25,6 +25,7 @@ class ArmtConfig(PreTrainedConfig):
         nu: order of the DPFP feature map; a key has 2 * d_mem * nu features.
         use_correction: scale what is added to the normaliser z by gamma (equation 3); without it gamma is 1.
         segment_alignment: where the short segment goes: last (`left`), first (`right`), or spread evenly (`center`).
+        memory_layers: layers of the backbone that carry a memory, ascending, from 0; None: all.
         bptt_depth: number of last segments that gradients reach through the memory; None: all.
 
     Raises:
@@ -41,6 +42,7 @@ class ArmtConfig(PreTrainedConfig):
     nu: int = 3
     use_correction: bool = True
     segment_alignment: str = "left"
+    memory_layers: list[int] | None = None
     bptt_depth: int | None = None
     max_position_embeddings: int = UNLIMITED_POSITIONS
 
@@ -64,13 +66,23 @@ class ArmtConfig(PreTrainedConfig):
             raise ValueError(f"nu is {self.nu}; it must be below 2 * d_mem = {2 * self.d_mem}: rolls would repeat")
         if self.segment_alignment not in ALIGNMENTS:
             raise ValueError(f"segment_alignment is {self.segment_alignment!r}; choose one of {', '.join(ALIGNMENTS)}")
+        if self.memory_layers is not None and self.backbone_config is not None:
+            self._check_memory_layers(self.memory_layers)
         if self.bptt_depth is not None and self.bptt_depth < 1:
             raise ValueError(f"bptt_depth is {self.bptt_depth}; it must be at least 1, or None for full depth")
+
+    def _check_memory_layers(self, chosen: list[int]):
+        if chosen != sorted(set(chosen)) or not all(0 <= layer < self.num_hidden_layers for layer in chosen):
+            raise ValueError(f"memory_layers is {chosen}; give ascending numbers below {self.num_hidden_layers}")
 
     @property
     def num_features(self) -> int:
         """K: features of a key after DPFP."""
         return 2 * self.d_mem * self.nu
+
+    @property
+    def layers_with_memory(self) -> list[int]:
+        return list(range(self.num_hidden_layers)) if self.memory_layers is None else self.memory_layers
 
     @property
     def hidden_size(self) -> int:

@@ -60,7 +60,7 @@ class ArmtForCausalLM(PreTrainedModel):
         self._check_positions()
         if config.num_mem_tokens:
             self.memory_tokens = nn.Parameter(torch.empty(config.num_mem_tokens, config.hidden_size))
-        self.memory_layers = nn.ModuleList(ArmtLayer(config) for _ in self.family.layers)
+        self.memory_layers = nn.ModuleDict({str(layer): ArmtLayer(config) for layer in config.layers_with_memory})
         self.post_init()
 
     @classmethod
@@ -215,9 +215,10 @@ class ArmtForCausalLM(PreTrainedModel):
 
     def cells(self) -> list[Cell]:
         """The layers, each with its memory, as the executors take them."""
+        memories = dict(self.memory_layers.items())
         return [
-            Cell(memory, partial(self.family.run_layer, layer))
-            for memory, layer in zip(self.memory_layers, self.family.layers)
+            Cell(memories.get(str(number)), partial(self.family.run_layer, layer))
+            for number, layer in enumerate(self.family.layers)
         ]
 
     def empty_state(self, batch: int) -> MemoryState:

@@ -22,6 +22,7 @@ class ModelArgs:
     num_mem_tokens: int = option(16, "memory tokens behind every segment; 0: no memory")
     d_mem: int = option(64, "width of keys and queries before the feature map")
     nu: int = option(3, "order of the DPFP feature map")
+    memory_layers: list[int] | None = option(None, "layers that carry a memory, from 0; default: all")
     no_correction: bool = option(False, "write without gamma, the correction of the normaliser")
     segment_alignment: str = option("left", "where the short segment is: left (last), right (first), center (spread)")
     k2: int = option(-1, "number of last segments that gradients reach; -1: all")
@@ -52,6 +53,7 @@ def build_model(args: ModelArgs, segment_size: int, tokenizer: PreTrainedTokeniz
         num_mem_tokens=args.num_mem_tokens,
         d_mem=args.d_mem,
         nu=args.nu,
+        memory_layers=args.memory_layers,
         use_correction=not args.no_correction,
         segment_alignment=args.segment_alignment,
         bptt_depth=None if args.k2 == -1 else args.k2,

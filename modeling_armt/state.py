@@ -1,6 +1,6 @@
 """The memory as a value: an argument and a result of every call; no module holds it in between.
 
-Shapes: L layers, B batch, K features, D model width.
+Shapes: L layers with memory, B batch, K features, D model width.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MemoryState:
-    """Associative memory of every layer, for every row of a batch.
+    """Associative memory of every layer that has one, for every row of a batch.
 
     Attributes:
         A: (L, B, K, D) float32, the associations.

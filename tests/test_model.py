@@ -33,7 +33,7 @@ def make(family, shake=True, **options):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.05)
-            for layer in model.memory_layers:
+            for layer in model.memory_layers.values():
                 layer.W_v.normal_(std=0.3)
     return model
 
@@ -276,13 +276,28 @@ def test_a_bad_call_is_refused_with_the_numbers(case):
 def test_a_bad_configuration_is_refused(family):
     with pytest.raises(ValueError, match="30 .* 3 = 33 .* 32 positions"):
         make(family, segment_size=30)
-    for option, value in [("segment_size", 0), ("nu", 8), ("segment_alignment", "up"), ("bptt_depth", 0)]:
+    for option, value in [("segment_size", 0), ("nu", 8), ("segment_alignment", "up"), ("bptt_depth", 0),
+                          ("memory_layers", [3])]:  # fmt: skip
         with pytest.raises(ValueError, match=option):
             make(family, **{option: value})
     config = MistralConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                            num_attention_heads=2, num_key_value_heads=2)  # fmt: skip
     with pytest.raises(ValueError, match="'mistral'; supported: gpt2, llama"):
         ArmtForCausalLM.from_backbone(config)
+
+
+def test_only_chosen_layers_carry_a_memory(family):
+    model = make(family, memory_layers=[1, 2])
+    assert {name.split(".")[1] for name, _ in model.memory_layers.named_parameters(prefix="m")} == {"1", "2"}
+    ids = tokens(2, 3 * SEGMENT)
+    whole = model(ids)
+    assert whole.memory_state.A.shape[0] == 2
+    full = make(family)
+    full.load_state_dict(model.state_dict(), strict=False)
+    torch.nn.init.zeros_(full.memory_layers["0"].W_v)  # a memory of zeros
+    close(whole.logits, full(ids).logits)
+    close(model(ids[:, SEGMENT:], memory_state=model(ids[:, :SEGMENT]).memory_state).logits, whole.logits[:, SEGMENT:])
+    assert model.generate(ids, max_new_tokens=SEGMENT + 1).shape[1] == 4 * SEGMENT + 1
 
 
 def test_gradient_checkpointing_of_the_backbone_keeps_gradients(family):

@@ -34,7 +34,7 @@ def test_outputs_states_and_gradients_equal_the_equations(use_correction):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-        for layer in model.memory_layers:
+        for layer in model.memory_layers.values():
             layer.W_v.normal_(std=0.5)
     ids = torch.randint(23, (2, 13))
     labels = ids.masked_fill(torch.rand(2, 13) < 0.5, -100)

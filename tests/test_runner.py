@@ -75,7 +75,7 @@ def test_validate_only_without_anything_to_validate_is_refused(shared, tmp_path)
 
 
 def test_a_run_without_background_or_memory(shared, tmp_path):
-    metrics = runner.main(options(shared, tmp_path, noise_dataset="none", num_mem_tokens=0))
+    metrics = runner.main(options(shared, tmp_path, facts_only=True, num_mem_tokens=0))
     assert list(metrics["test"]) == ["facts only"]
 
 
@@ -95,7 +95,7 @@ def test_the_generated_answer_is_right_exactly_where_the_predicted_one_is(shared
             shared,
             tmp_path,
             use_generate_on_valid=True,
-            noise_dataset="none",
+            facts_only=True,
             max_n_facts=2,
             iters=150,
             lr=1e-2,
@@ -201,7 +201,7 @@ def wait_for(path, text=""):
 CURRICULUM = """
 runner: run_finetuning_babilong.py
 stages:
-  - {noise_dataset: none, max_n_facts: 2, iters: 3}
+  - {facts_only: true, max_n_facts: 2, iters: 3}
   - {max_n_segments: 1, iters: 400, save_interval: 20, valid_interval: 200}
   - {max_n_segments: 2, vary_n_segments: true, iters: 3, test_n_segments: [1, 2, 4]}
 """
@@ -229,7 +229,7 @@ def test_a_curriculum_killed_inside_a_stage_goes_on_there(shared, tmp_path, monk
 
 
 def test_a_stage_starts_from_the_best_of_the_one_before(shared, tmp_path):
-    first = runner.main(options(shared, tmp_path / "a", noise_dataset="none"))
+    first = runner.main(options(shared, tmp_path / "a", facts_only=True))
     assert first["update"] == 4
     runner.main(options(shared, tmp_path / "b", model_cpt=tmp_path / "a", iters=1, lr=0.0))
     one, two = (ArmtForCausalLM.from_pretrained(tmp_path / name / "best") for name in ("a", "b"))

@@ -15,7 +15,7 @@ from . import babi, babi_simulator, background, tokenizer
 from .babilong import BabilongDataset, Lengths, collate, hold_out, question_size, select_questions
 from .cache import default_cache_dir, digest
 
-NO_BACKGROUND = "none"
+FACTS_ONLY = "facts only"  # name of the test set without background
 TOKENIZER_TEXT = 4_000_000  # characters of background that a tokenizer is trained on: enough for its size
 HELD_OUT_SHARE = 0.1  # of the background, for validation and test, where none is named for them
 VALID, TEST = 1, 2  # keep the random streams of the splits apart
@@ -29,13 +29,14 @@ class BabilongArgs:
     babi_path: str | None = option(None, "folder of bAbI files, for example en-10k; default: simulated files")
     simulated_questions: int = option(10_000, "training questions of a simulated task")
     noise_dataset: list[str] | None = option(
-        None, "background: text files or folders, or one dataset; none: facts alone; default: embedded sentences"
+        None, "background: text files or folders, or one dataset; default: embedded sentences"
     )
     noise_dataset_split: str | None = option(None, "split of a Hugging Face noise_dataset; default: train")
     test_noise_dataset: list[str] | None = option(
         None, "background of validation and test; default: the last tenth of noise_dataset"
     )
     test_noise_dataset_split: str | None = option(None, "split of a Hugging Face test_noise_dataset; default: test")
+    facts_only: bool = option(False, "contexts of facts alone; noise_dataset then serves to train the tokenizer only")
     segment_size: int = option(512, "tokens of a segment, without memory tokens")
     max_n_segments: int = option(1, "segments of the longest training sample")
     vary_n_segments: bool = option(False, "draw each sample's number of segments from 1 to max_n_segments")
@@ -71,10 +72,6 @@ class BabilongArgs:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
-    @property
-    def has_background(self) -> bool:
-        return self.noise_dataset != [NO_BACKGROUND]
-
 
 class BabilongTask:
     """Everything that a runner needs of the task.
@@ -94,8 +91,7 @@ class BabilongTask:
         with engine.main_first():
             train_file, test_file = self._task_files()
             questions = babi.read_questions(train_file)
-            self.source = background.find_source(args.noise_dataset, args.noise_dataset_split) if (
-                args.has_background) else None  # fmt: skip
+            self.source = background.find_source(args.noise_dataset, args.noise_dataset_split)
             self.tokenizer = self._tokenizer(train_file, questions)
             train_text, test_text = self._backgrounds()
         train, valid = hold_out(select_questions(questions, args.max_n_facts), args.valid_size)
@@ -119,7 +115,7 @@ class BabilongTask:
 
     def test(self, name: str) -> BabilongDataset:
         """The test set of a length."""
-        if name == "facts only":
+        if name == FACTS_ONLY:
             return self._dataset(self.test_questions, None, Lengths(None), TEST)
         if self.args.test_sample_size:
             lengths = Lengths(self.args.test_sample_size)
@@ -128,8 +124,8 @@ class BabilongTask:
         return self._dataset(self.test_questions, self.test_text, lengths, TEST)
 
     def _test_names(self) -> list[str]:
-        if not self.args.has_background:
-            return ["facts only"]
+        if self.args.facts_only:
+            return [FACTS_ONLY]
         if self.args.test_sample_size:
             return [f"{self.args.test_sample_size} tokens"]
         return [str(number) for number in self.args.test_n_segments or [self.args.max_n_segments]]
@@ -174,14 +170,12 @@ class BabilongTask:
     def _tokenizer(self, train_file: Path, questions: list[babi.Question]):
         if self.args.tokenizer:
             return tokenizer.load_tokenizer(self.args.tokenizer)
-        # without background the embedded or named text still gives the vocabulary: later stages will use it
-        source = self.source or background.find_source(None)
-        identity = digest([train_file.name, train_file.read_bytes(), source.identity])
-        texts = chain(_task_texts(questions), tokenizer.sample_texts(source.texts(), TOKENIZER_TEXT))
+        identity = digest([train_file.name, train_file.read_bytes(), self.source.identity])
+        texts = chain(_task_texts(questions), tokenizer.sample_texts(self.source.texts(), TOKENIZER_TEXT))
         return tokenizer.train_tokenizer(texts, identity, self.args.vocab_size, self.cache)
 
     def _backgrounds(self) -> tuple[Any, Any]:
-        if self.source is None:
+        if self.args.facts_only:
             return None, None
         identity = tokenizer.tokenizer_identity(self.tokenizer)
         train = background.prepare_background(self.source, self.tokenizer, identity, self.cache)

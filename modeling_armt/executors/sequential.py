@@ -1,6 +1,6 @@
 """The reference order of the recurrence: segment by segment, layer by layer.
 
-Shapes: B batch, b rows that have a segment, T positions of a segment with its memory tokens, D model width, L layers.
+Shapes: B batch, b rows that have a segment, T positions of a segment with its memory tokens, D model width.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,9 +16,9 @@ from ..state import MemoryState
 
 @dataclass(frozen=True)
 class Cell:
-    """One layer of the stack: the decoder layer and the memory around it."""
+    """One layer of the stack: the decoder layer and the memory around it, if it has one."""
 
-    memory: ArmtLayer
+    memory: ArmtLayer | None
     decoder_layer: Callable[[Tensor, dict], Tensor]
 
 
@@ -58,7 +58,7 @@ def run(
     Returns:
         What was kept, segment by segment, and the memory after the last segment; None if nothing ever wrote.
     """
-    memories: list[LayerMemory | None] = [None] * len(cells)
+    memories: list[LayerMemory | None] = [None] * sum(cell.memory is not None for cell in cells)
     if state is not None:
         memories = list(zip(state.A.unbind(0), state.z.unbind(0)))
     segments_seen = None if state is None else state.segments_seen
@@ -68,7 +68,12 @@ def run(
             memories = [memory and (memory[0].detach(), memory[1].detach()) for memory in memories]
         hidden, rows = segment.hidden, segment.rows
         seen = None if segments_seen is None else _rows(segments_seen, rows) > 0
-        for number, cell in enumerate(cells):
+        number = -1  # of the layer among those with memory
+        for cell in cells:
+            if cell.memory is None:
+                hidden = cell.decoder_layer(hidden, segment.inputs)
+                continue
+            number += 1
             before = memories[number]
             part = before and (_rows(before[0], rows), _rows(before[1], rows))
             hidden, part = cell.memory(
