@@ -93,12 +93,11 @@ def train_and_test(run, config, engine, run_args, task_args, model_args, optimiz
     if engine.rank == 0:
         write_json(run / "metrics.json", metrics)
         draw_lengths(metrics, run / "accuracy.png")
-        print(length_table(metrics))
     return metrics
 
 
 def finished(run: Path, config: dict) -> dict | None:
-    """The metrics of a run that these options have already completed, shown again."""
+    """The metrics of a run that these options have already completed."""
     path = run / "metrics.json"
     if not path.exists():
         return None
@@ -106,9 +105,8 @@ def finished(run: Path, config: dict) -> dict | None:
     if metrics["config"] != config:
         return None
     say(f"{run} is done")
-    print(length_table(metrics))
     return metrics
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(lambda: say(length_table(main())))

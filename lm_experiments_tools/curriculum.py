@@ -34,18 +34,25 @@ def run_curriculum(config: str, runs: str, overrides: list[str]) -> dict[str, An
     program = load_runner(Path(config), runner)
     metrics: dict[str, Any] = {}
     for number, stage in enumerate(stages, start=1):
-        start = time.perf_counter()
-        say(f"--- stage {number} of {len(stages)}: {', '.join(f'{k} {v}' for k, v in stage.items())}")
-        metrics = program.main(stage_arguments(shared, stage, Path(runs), number) + overrides)
-        say(f"--- stage {number}: {metrics['stop_reason']}, {time.perf_counter() - start:.0f} s")
+        start, is_new = time.perf_counter(), not (stage_folder(runs, number) / "metrics.json").exists()
+        if is_new:
+            say(f"--- stage {number} of {len(stages)}: {', '.join(f'{k} {v}' for k, v in stage.items())}")
+        metrics = program.main(stage_arguments(shared, stage, runs, number) + overrides)
+        if is_new:
+            seconds = time.perf_counter() - start
+            say(f"{length_table(metrics)}\n--- stage {number}: {metrics['stop_reason']}, {seconds:.0f} s")
     return metrics
 
 
-def stage_arguments(shared: dict[str, Any], stage: dict[str, Any], runs: Path, number: int) -> list[str]:
+def stage_folder(runs: str, number: int) -> Path:
+    return Path(runs) / f"stage-{number}"
+
+
+def stage_arguments(shared: dict[str, Any], stage: dict[str, Any], runs: str, number: int) -> list[str]:
     """Command line of one stage: shared options, its own, its folder and the checkpoint that it starts from."""
-    words = cli.to_arguments({**shared, **stage}) + ["--model_path", str(runs / f"stage-{number}")]
+    words = cli.to_arguments({**shared, **stage}) + ["--model_path", str(stage_folder(runs, number))]
     if number > 1:
-        words += ["--model_cpt", str(runs / f"stage-{number - 1}")]
+        words += ["--model_cpt", str(stage_folder(runs, number - 1))]
     return words
 
 
@@ -71,11 +78,11 @@ def main(argv: list[str] | None = None) -> None:
         )
     config, runs, overrides = argv[0], argv[2], argv[3:]
     metrics = run_curriculum(config, runs, overrides)
-    last = Path(runs) / f"stage-{len(cli.read_yaml(config)['stages'])}"
+    last = stage_folder(runs, len(cli.read_yaml(config)["stages"]))
     for name in ("metrics.json", "accuracy.png"):
         if (last / name).exists():
             shutil.copyfile(last / name, Path(runs) / name)
-    print(f"\n{metrics['task']}, exact match by length\n{length_table(metrics)}")
+    say(f"\n{metrics['task']}, exact match by length\n{length_table(metrics)}")
 
 
 if __name__ == "__main__":

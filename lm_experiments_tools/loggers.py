@@ -1,6 +1,7 @@
 """The log of a run: `log.jsonl` is the record, TensorBoard the view of it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,5 +68,6 @@ def _parse(line: str) -> Row | None:
 
 
 def say(message: str) -> None:
-    """A line on the console that leaves the progress bar whole."""
-    tqdm.write(message)
+    """A line on the console of rank 0 that leaves the progress bar whole."""
+    if os.environ.get("RANK", "0") == "0":  # set by torchrun, before there is an engine to ask
+        tqdm.write(message)
