@@ -1,6 +1,7 @@
 """The log of a run: `log.jsonl` is the record, TensorBoard the view of it."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class RunLog:
     def write(self, split: str, update: int, samples: int, values: dict[str, float]) -> None:
         """One row: `values` after `update` updates and `samples` samples. Non-finite values are written as text."""
         row = {"split": split, "update": update, "samples": samples}
-        row |= {name: value if abs(value) < float("inf") else str(value) for name, value in values.items()}
+        row |= finite(values)
         self.file.write(json.dumps(row, allow_nan=False) + "\n")
         self.file.flush()
         for name, value in values.items():
@@ -57,6 +58,15 @@ class RunLog:
     def close(self) -> None:
         self.file.close()
         self.writer.close()
+
+
+def finite(value: Any) -> Any:
+    """The same value with every NaN and infinity in it as text: JSON has no such numbers."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
 
 
 def _parse(line: str) -> Row | None:

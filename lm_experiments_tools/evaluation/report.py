@@ -5,13 +5,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..loggers import finite
+
 Metrics = dict[str, Any]
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file whole or not at all; NaN and infinity become text."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 

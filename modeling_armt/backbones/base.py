@@ -6,6 +6,7 @@ this folder, listed in `backbones/__init__.py`.
 Shapes: B batch, T positions, D model width, V vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from transformers.masking_utils import create_causal_mask
 LayerInputs = dict[str, Any]
 
 
-class Backbone:
+class Backbone(ABC):
     """A view of a causal language model; it owns no parameters and holds no state."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -26,12 +27,14 @@ class Backbone:
         self.config = model.config
 
     @property
+    @abstractmethod
     def layers(self) -> nn.ModuleList:
-        raise NotImplementedError
+        """The decoder layers, lowest first."""
 
     @property
+    @abstractmethod
     def final_norm(self) -> nn.Module:
-        raise NotImplementedError
+        """What stands between the last layer and the head."""
 
     @property
     def max_positions(self) -> int:
