@@ -33,7 +33,7 @@ class ArmtOutput(ModelOutput):
 
     Attributes:
         loss: mean cross-entropy over the labelled positions; with labels.
-        logits: (B, N, V), zeros-based and meaningless on padding; without labels, or when asked for.
+        logits: (B, N, V), without meaning on padding; without labels, or when asked for.
         labelled_logits: (n, V), logits at the positions that predict `labels[:, 1:] != -100`, in row-major order.
         memory_state: memory after the last segment.
     """
