@@ -83,10 +83,9 @@ def train_and_test(run, config, engine, run_args, task_args, model_args, optimiz
     metrics = {
         "task": task_args.task_dataset, "trained_n_segments": task_args.max_n_segments,
         "update": progress.update, "tokens": progress.tokens, "stop_reason": progress.stop_reason,
-        "valid": trainer.validate(task.valid), "test_size": len(task.test_questions), "test": {}, "config": config,
+        "valid": trainer.validate(task.valid), "test": {}, "config": config,
     }  # fmt: skip
-    for name in task.test_names:
-        dataset = task.test(name)
+    for name, dataset in task.tests.items():
         result = trainer.validate(dataset, f"test {name}")
         result |= {"samples": len(dataset), "tokens": len(dataset.sample(0, 0)["input_ids"])}
         metrics["test"][name] = result

@@ -9,7 +9,7 @@ from lm_experiments_tools.evaluation import report
 
 def metrics(shares):
     rows = {str(n): {"exact_match": share, "samples": 200, "tokens": n * 64} for n, share in shares.items()}
-    return {"task": "qa1", "trained_n_segments": 4, "test_size": 200, "test": rows}
+    return {"task": "qa1", "trained_n_segments": 4, "test": rows}
 
 
 @pytest.mark.parametrize("shares", [{1: 1.0, 64: 0.0}, {4: 0.5}, {1: 0.9999999, 2: 1.0, 8: 0.3, 1024: 0.98}])

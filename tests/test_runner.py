@@ -148,6 +148,8 @@ def test_bad_input_is_named_before_anything_is_written(shared, tmp_path):
     assert "tasks found in the folder: qa4" in bad(shared, run, babi_path=tmp_path / "en")
     assert "smaller than the facts" in bad(shared, run, sample_size=20)
     assert "too short" in bad(shared, run, noise_dataset=[tmp_path / "short.txt"], max_n_segments=20)
+    assert "too short" in bad(shared, run, test_noise_dataset=[tmp_path / "short.txt"], test_n_segments=[1, 20])
+    assert "smaller than the facts" in bad(shared, run, max_n_facts=10, max_n_segments=3, test_n_segments=[3, 1])
     assert "longer than the 128 positions" in bad(shared, run, segment_size=127)
     assert "give either from_pretrained or model_cfg" in bad(shared, run, from_pretrained=shared / "tiny")
     assert "tokens, the backbone 200 embeddings" in bad(

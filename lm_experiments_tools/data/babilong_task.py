@@ -77,7 +77,7 @@ class BabilongTask:
     """Everything that a runner needs of the task.
 
     Attributes:
-        tokenizer. train, valid: datasets. test_names: of the test sets, in order, as `test` takes them.
+        tokenizer. train, valid: datasets. tests: datasets by their length's name, made and checked at the start.
     """
 
     def __init__(self, args: BabilongArgs, seed: int, engine: Engine, needs_train: bool = True):
@@ -103,7 +103,6 @@ class BabilongTask:
         self.answer_size = max(
             len(self.tokenizer.encode(f" {q.answer}", add_special_tokens=False)) + 1 for q in train + valid + test
         )
-        self.test_questions, self.test_text = test, test_text
         lengths = self._lengths()
         longest = max(len(question.facts) for question in questions)
         vary = (args.max_n_facts or longest) if args.vary_n_facts else None
@@ -111,24 +110,18 @@ class BabilongTask:
         if args.valid_n_segments:
             lengths = Lengths(self._context_size(args.valid_n_segments))
         self.valid = self._dataset(valid, test_text, replace(lengths, mixed_length_ratio=0.0), VALID)
-        self.test_names = self._test_names()
+        self.tests = {
+            name: self._dataset(test, test_text, Lengths(size), TEST) for name, size in self._test_sizes().items()
+        }
 
-    def test(self, name: str) -> BabilongDataset:
-        """The test set of a length."""
-        if name == FACTS_ONLY:
-            return self._dataset(self.test_questions, None, Lengths(None), TEST)
-        if self.args.test_sample_size:
-            lengths = Lengths(self.args.test_sample_size)
-        else:
-            lengths = Lengths(self._context_size(int(name)))
-        return self._dataset(self.test_questions, self.test_text, lengths, TEST)
-
-    def _test_names(self) -> list[str]:
+    def _test_sizes(self) -> dict[str, int | None]:
+        """Tokens of the contexts of each test set, by its name."""
         if self.args.facts_only:
-            return [FACTS_ONLY]
+            return {FACTS_ONLY: None}
         if self.args.test_sample_size:
-            return [f"{self.args.test_sample_size} tokens"]
-        return [str(number) for number in self.args.test_n_segments or [self.args.max_n_segments]]
+            return {f"{self.args.test_sample_size} tokens": self.args.test_sample_size}
+        numbers = self.args.test_n_segments or [self.args.max_n_segments]
+        return {str(number): self._context_size(number) for number in numbers}
 
     def generate_kwargs(self) -> dict[str, int]:
         """Of `model.generate`, for answers of this task."""

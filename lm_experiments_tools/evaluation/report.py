@@ -69,7 +69,7 @@ def draw_lengths(metrics: Metrics, path: Path) -> None:
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("segments (and tokens) of the test samples")
     axes.set_ylabel("exact match")
-    axes.set_title(f"{metrics['task']}: {metrics['test_size']} unseen questions a length, 95% intervals", fontsize=11)
+    axes.set_title(f"{metrics['task']}: {rows[0][1]['samples']} unseen questions a length, 95% intervals", fontsize=11)
     axes.grid(axis="y", color="0.85")
     axes.spines[["top", "right"]].set_visible(False)
     temporary = path.with_suffix(".tmp.png")
