@@ -108,8 +108,6 @@ class Trainer:
         if args.valid_interval and not (valid_dataset is not None and len(valid_dataset)):
             raise UserError("valid_interval is set, but there is no validation sample")
 
-    # --- training ---
-
     def train(self) -> Progress:
         """Train until `iters`, a stop condition, or the end that an earlier process reached."""
         self._restore()
@@ -210,8 +208,6 @@ class Trainer:
         )
         return iter(loader)
 
-    # --- validation ---
-
     def validate(self, dataset: Dataset | None = None, split: str = "valid") -> dict[str, float]:
         """Metrics over a dataset, every sample once; default: the validation dataset, whose metrics are logged."""
         metrics = validate(self, self.valid_dataset if dataset is None else dataset, split)
@@ -237,8 +233,6 @@ class Trainer:
             progress.stop_reason = "stop_metric_condition"
         elif args.early_stopping_patience and progress.patience >= args.early_stopping_patience:
             progress.stop_reason = f"no better {args.optimize_metric} in {progress.patience} validations"
-
-    # --- saving and loading ---
 
     def _is_save_due(self) -> bool:
         args, progress = self.args, self.progress
@@ -347,8 +341,6 @@ class Trainer:
         if folder is not None:
             checkpoint.load_weights(self.model, folder)
         return folder
-
-    # --- small things ---
 
     @property
     def global_batch_size(self) -> int:
