@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,12 @@ def _parse(line: str) -> Row | None:
         return json.loads(line)
     except json.JSONDecodeError:
         return None
+
+
+def progress_bar(shown: bool, *args, **options) -> tqdm:
+    """A tqdm bar; in a file, where every refresh is a line, it refreshes every 30 seconds."""
+    mininterval = 0.5 if sys.stderr.isatty() else 30
+    return tqdm(*args, **options, disable=not shown, dynamic_ncols=True, mininterval=mininterval)
 
 
 def say(message: str) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .distributed.base import Engine
+
+Batch = dict[str, Any]
 
 
 class MetricSums:
@@ -29,3 +33,8 @@ class MetricSums:
         self.engine.sum_(table)
         self.sums = {}
         return {name: (total / weight).item() for name, (total, weight) in zip(names, table.cpu()) if weight > 0}
+
+
+def num_labels(batch: Batch) -> int:
+    """Labels that count in the loss: all but the first column, which nothing predicts, where not -100."""
+    return int((batch["labels"][..., 1:] != -100).sum())

@@ -9,7 +9,6 @@ The model is any module whose output has `output["loss"]`, the mean over the lab
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -20,19 +19,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from . import checkpoint
 from .args import TrainerArgs
 from .distributed import Engine, make_engine
 from .errors import UserError
-from .loggers import RunLog, say
-from .metrics import MetricSums
+from .loggers import RunLog, progress_bar, say
+from .metrics import Batch, MetricSums, num_labels
 from .optim import PlateauDrop, make_schedule
 from .sampling import KeyedDataset, TrainSampler
 from .validation import validate
-
-Batch = dict[str, Any]
 
 
 @dataclass
@@ -127,10 +123,7 @@ class Trainer:
     def _loop(self, module: nn.Module, batches: Iterator[Batch]) -> None:
         args, progress = self.args, self.progress
         sums, clock, tokens = MetricSums(self.engine), time.perf_counter(), progress.tokens
-        bar = tqdm(
-            total=args.iters, initial=progress.update, unit=" updates", desc="training", dynamic_ncols=True,
-            disable=not self._is_main, mininterval=0.5 if sys.stderr.isatty() else 30,
-        )  # fmt: skip
+        bar = progress_bar(self._is_main, total=args.iters, initial=progress.update, unit=" updates", desc="training")
         while progress.stop_reason is None:
             self.step(module, [next(batches) for _ in range(args.gradient_accumulation_steps)], sums)
             bar.update()
@@ -374,8 +367,3 @@ class Trainer:
             self.log.write_rates(progress.update, [float(rate) for rate in rates if rate is not None])
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         say(f"update {progress.update}/{self.args.iters}  {split}  {shown}")
-
-
-def num_labels(batch: Batch) -> int:
-    """Labels that count in the loss: all but the first column, which nothing predicts, where not -100."""
-    return int((batch["labels"][..., 1:] != -100).sum())

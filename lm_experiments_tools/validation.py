@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
-from .metrics import MetricSums
+from .loggers import progress_bar
+from .metrics import Batch, MetricSums, num_labels
 
 if TYPE_CHECKING:
-    from .trainer import Batch, Trainer
+    from .trainer import Trainer
 
 
 @torch.no_grad()
 def validate(trainer: Trainer, dataset: Dataset, split: str) -> dict[str, float]:
     """Metrics of the Trainer's model over `dataset`; rank r takes samples r, r + ranks, ..."""
-    from .trainer import num_labels
-
     engine, model = trainer.engine, trainer.model
     indexes = list(range(engine.rank, len(dataset), engine.world_size))
     loader = DataLoader(
@@ -33,11 +30,7 @@ def validate(trainer: Trainer, dataset: Dataset, split: str) -> dict[str, float]
     sums, kept = MetricSums(engine), []
     was_training = model.training
     model.eval()
-    bar = tqdm(
-        loader, desc=split, unit=" batches", leave=False, dynamic_ncols=True, disable=engine.rank > 0,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-    )  # fmt: skip
-    for batch in bar:
+    for batch in progress_bar(engine.rank == 0, loader, desc=split, unit=" batches", leave=False):
         batch = trainer.to_device(batch)
         output = _predict(trainer, batch)
         count = num_labels(batch)

@@ -72,6 +72,8 @@ class ArmtConfig(PreTrainedConfig):
             raise ValueError(f"bptt_depth is {self.bptt_depth}; it must be at least 1, or None for full depth")
 
     def _check_memory_layers(self, chosen: list[int]):
+        if not chosen:
+            raise ValueError("memory_layers is empty; set num_mem_tokens to 0 to switch the memory off")
         if chosen != sorted(set(chosen)) or not all(0 <= layer < self.num_hidden_layers for layer in chosen):
             raise ValueError(f"memory_layers is {chosen}; give ascending numbers below {self.num_hidden_layers}")
 

@@ -59,7 +59,7 @@ def prefill(
     state = memory_state
     if closed:
         embeddings = model.family.embed(input_ids)
-        _, state = model._run(embeddings, closed, memory_state, lambda *_: None, write_last=True)
+        _, state = model._run(embeddings, closed, memory_state, lambda *_: None, output_state=True)
     cache = ArmtCache.empty(model.empty_state(len(input_ids)) if state is None else state)
     valid = last.valid()
     valid = torch.ones(len(input_ids), last.size, dtype=torch.bool) if valid is None else valid
@@ -113,7 +113,7 @@ def _extend(model: ArmtForCausalLM, cache: ArmtCache, embeddings: Tensor, valid:
     positions = cache.append(valid)
     hidden, inputs = model.family.begin(embeddings, positions, cache.mask, cache.keys_values)
     segment = SegmentInput(hidden, inputs, num_written=0)
-    kept, _ = sequential.run(model.cells(), [segment], cache.state, len(hidden), lambda _, out: out)
+    kept, _ = sequential.run(model.cells(), [segment], cache.state, len(hidden), lambda _, out: out, output_state=False)
     return kept[0]
 
 

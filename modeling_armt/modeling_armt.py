@@ -155,9 +155,8 @@ class ArmtForCausalLM(PreTrainedModel):
                 row, slot, _ = picks[index]
                 return hidden[row.to(hidden.device), slot.to(hidden.device)]
 
-        write_last = output_memory_state and self.config.num_mem_tokens > 0
-        kept, state = self._run(embeddings, plan, memory_state, keep, write_last)
-        output = ArmtOutput(memory_state=state if output_memory_state else None)
+        kept, state = self._run(embeddings, plan, memory_state, keep, output_memory_state)
+        output = ArmtOutput(memory_state=state)
         if output_logits:
             hidden = _join(kept, plan, shape)
             output.logits = self.family.head(hidden)
@@ -176,7 +175,7 @@ class ArmtForCausalLM(PreTrainedModel):
         plan: list[Segment],
         state: MemoryState | None,
         keep: Callable[[int, Tensor], Tensor | None],
-        write_last: bool,
+        output_state: bool,
     ) -> tuple[list[Tensor | None], MemoryState | None]:
         """The planned segments of `embeddings` (B, N, D) through the executor."""
         batch = embeddings.shape[0]
@@ -184,8 +183,8 @@ class ArmtForCausalLM(PreTrainedModel):
             state = self.empty_state(batch)
         if state is not None:
             state.check(len(self.memory_layers), batch, self.config.num_features, self.config.hidden_size)
-        segments = self._segment_inputs(embeddings, plan, write_last)
-        return sequential.run(self.cells(), segments, state, batch, keep)
+        segments = self._segment_inputs(embeddings, plan, write_last=output_state)
+        return sequential.run(self.cells(), segments, state, batch, keep, output_state)
 
     def _segment_inputs(self, embeddings: Tensor, plan: list[Segment], write_last: bool) -> Iterator[SegmentInput]:
         first_whole = 0 if self.config.bptt_depth is None else len(plan) - self.config.bptt_depth
@@ -261,8 +260,10 @@ def _pick(segment: Segment, targets: Tensor | None) -> Pick | None:
     row, slot = (wanted if valid is None else wanted & valid).nonzero(as_tuple=True)
     if not len(row):
         return None
-    place = torch.arange(targets.numel()).view(targets.shape)
-    return row, slot, segment.take(place)[row, slot]
+    columns = segment.columns
+    column = slot + columns.start if isinstance(columns, slice) else columns[row, slot]
+    batch_row = row if segment.rows is None else segment.rows[row]
+    return row, slot, batch_row * targets.shape[1] + column
 
 
 def _in_row_order(kept: list[Tensor | None], picks: list[Pick | None], embeddings: Tensor) -> Tensor:

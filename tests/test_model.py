@@ -277,7 +277,7 @@ def test_a_bad_configuration_is_refused(family):
     with pytest.raises(ValueError, match="30 .* 3 = 33 .* 32 positions"):
         make(family, segment_size=30)
     for option, value in [("segment_size", 0), ("nu", 8), ("segment_alignment", "up"), ("bptt_depth", 0),
-                          ("memory_layers", [3])]:  # fmt: skip
+                          ("memory_layers", [3]), ("memory_layers", [])]:  # fmt: skip
         with pytest.raises(ValueError, match=option):
             make(family, **{option: value})
     config = MistralConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,

@@ -109,6 +109,14 @@ def test_the_generated_answer_is_right_exactly_where_the_predicted_one_is(shared
     assert metrics["valid"]["loss"] > 0
 
 
+def test_a_cached_simulation_is_not_taken_for_a_larger_one(tmp_path):
+    for test_size in (5, 1200):
+        args = runner.BabilongArgs(
+            simulated_questions=60, test_size=test_size, valid_size=5, facts_only=True, data_cache=str(tmp_path)
+        )
+        assert len(runner.BabilongTask(args, 0, runner.make_engine()).tests["facts only"]) == test_size
+
+
 def test_lengths_can_be_given_in_tokens(shared, tmp_path):
     metrics = runner.main(options(shared, tmp_path, sample_size=60, test_sample_size=150))
     assert list(metrics["test"]) == ["150 tokens"] and 150 < metrics["test"]["150 tokens"]["tokens"] < 170

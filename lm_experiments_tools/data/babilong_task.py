@@ -13,7 +13,7 @@ from ..distributed import Engine
 from ..errors import UserError
 from . import babi, babi_simulator, background, tokenizer
 from .babilong import BabilongDataset, Lengths, collate, hold_out, question_size, select_questions
-from .cache import default_cache_dir, digest
+from .cache import default_cache_dir, digest, file_digest
 
 FACTS_ONLY = "facts only"  # name of the test set without background
 TOKENIZER_TEXT = 4_000_000  # characters of background that a tokenizer is trained on: enough for its size
@@ -152,8 +152,9 @@ class BabilongTask:
         args = self.args
         if args.babi_path:
             return tuple(babi.task_file(args.babi_path, args.task_dataset, split) for split in ("train", "test"))
-        folder = self.cache / f"babi-simulated-{args.simulated_questions}-{self.seed}"
-        questions = {"train": args.simulated_questions, "test": max(1000, (args.test_size or 0))}
+        questions = {"train": args.simulated_questions, "test": max(1000, args.test_size or 0)}
+        made_by = digest([file_digest(Path(babi_simulator.__file__)), str(questions), str(self.seed)])
+        folder = self.cache / f"babi-simulated-{made_by}"
         name = babi.full_task_name(args.task_dataset)
         for split, number in questions.items():
             if not (folder / f"{name}_{split}.txt").exists():

@@ -55,7 +55,8 @@ def find_source(names: Sequence[str] | None, split: str | None = None) -> Source
         UserError: nothing is found under a name.
     """
     if not names:
-        return Source("embedded sentences", f"embedded {EMBEDDED_SENTENCES}", _embedded)
+        identity = f"embedded {EMBEDDED_SENTENCES} {file_digest(Path(embedded_text.__file__))}"
+        return Source("embedded sentences", identity, _embedded)
     paths = [Path(name).expanduser() for name in names]
     files = [file for path in paths for file in _text_files(path)]
     if files:

@@ -46,6 +46,7 @@ def run(
     state: MemoryState | None,
     batch: int,
     keep: Callable[[int, Tensor], Tensor | None],
+    output_state: bool = True,
 ) -> tuple[list[Tensor], MemoryState | None]:
     """Run all segments through all layers.
 
@@ -54,9 +55,11 @@ def run(
         state: memory before the first segment; None: empty.
         batch: B.
         keep: (segment's index, its hidden states (b, T, D)) -> what of them to keep, or None.
+        output_state: False saves the copy that joins the layers' memories.
 
     Returns:
-        What was kept, segment by segment, and the memory after the last segment; None if nothing ever wrote.
+        What was kept, segment by segment, and the memory after the last segment; None if nothing ever wrote,
+        or where it is not asked for.
     """
     memories: list[LayerMemory | None] = [None] * sum(cell.memory is not None for cell in cells)
     if state is not None:
@@ -84,7 +87,7 @@ def run(
         if segment.num_written:
             segments_seen = _count(segments_seen, rows, batch, hidden.device)
         kept.append(keep(index, hidden))
-    if segments_seen is None:
+    if segments_seen is None or not output_state:
         return kept, None
     A, z = zip(*memories)
     return kept, MemoryState(torch.stack(A), torch.stack(z), segments_seen)
