@@ -1,4 +1,4 @@
-"""Fine-tune an ARMT on BABILong and test it by length.
+"""Fine-tune an ARMT, an RMT or a decoder without memory on BABILong and test it by length.
 
     python run_finetuning_babilong.py --model_cfg configs/models/llama-2x128.json --segment_size 64 \
         --max_n_segments 2 --vary_n_segments --lr 1e-3 --batch_size 32 --iters 1000 --model_path runs/try
@@ -25,6 +25,7 @@ from lm_experiments_tools.run_folder import locked
 from lm_experiments_tools.run_options import WITHOUT_EFFECT, RunArgs
 from lm_experiments_tools.trainer import Trainer
 from modeling_armt import options as model_options
+from modeling_armt.adapters import trainable_table
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -55,23 +56,23 @@ def train_and_test(run, config, engine, run_args, task_args, model_args, optimiz
             task_args.tokenizer = str(weights)  # the weights' own
     task = BabilongTask(task_args, trainer_args.seed, engine, needs_train=not run_args.validate_only)
     set_seed(trainer_args.seed)
-    with cli.mendable(ValueError, OSError):
+    with cli.mendable(ValueError, OSError, ImportError):
         model = model_options.build_model(model_args, task_args.segment_size, task.tokenizer)
     if model_args.model_cpt:
         checkpoint.load_weights(model, weights)
     if engine.rank == 0:
         cli.write_config(run, config)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        say(f"{model.num_parameters():,} parameters, {trained:,} trained, on {engine.world_size} x {engine.device}")
+        say(f"{type(model).__name__} on {engine.world_size} x {engine.device}\n{trainable_table(model)}")
+    groups = model.parameter_groups(optimizer_args.memory_lr, optimizer_args.memory_weight_decay)
     trainer = Trainer(
         trainer_args,
         model,
-        make_optimizer(model.parameters(), optimizer_args, trainer_args.lr),
+        make_optimizer(groups, optimizer_args, trainer_args.lr),
         task.train,
         task.valid,
         collate_fn=task.collate,
         batch_metrics_fn=exact_match,
-        forward_kwargs={"output_memory_state": False},
+        forward_kwargs={"output_memory_state": False, "output_labelled_logits": True},
         generate_kwargs=task.generate_kwargs(),
         generate_inputs_fn=prompts,
         tokenizer=task.tokenizer,

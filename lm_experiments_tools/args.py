@@ -85,6 +85,8 @@ class OptimizerArgs:
 
     optimizer: str = option("AdamW", "class name in torch.optim, or Adafactor")
     weight_decay: float = option(0.0, "weight decay")
+    memory_lr: float | None = option(None, "learning rate of the memory's parameters; default: lr")
+    memory_weight_decay: float = option(0.0, "weight decay of the memory's parameters")
     scale_parameter: bool = option(False, "Adafactor: scale the rate by the size of a parameter")
     relative_step: bool = option(False, "Adafactor: its own time-dependent rate instead of lr")
     warmup_init: bool = option(False, "Adafactor: relative_step with warm-up")

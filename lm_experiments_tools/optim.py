@@ -11,13 +11,18 @@ from .args import OptimizerArgs, TrainerArgs
 from .errors import UserError
 
 
-def make_optimizer(parameters: Iterable[torch.nn.Parameter], args: OptimizerArgs, lr: float | None):
+def make_optimizer(parameters: Iterable[torch.nn.Parameter] | list[dict], args: OptimizerArgs, lr: float | None):
     """The optimizer named by `args.optimizer`, fused where torch offers it.
 
+    Args:
+        parameters: to be trained, or groups of them with options of their own.
+
     Raises:
-        UserError: no such optimizer.
+        UserError: no such optimizer, or nothing to train.
     """
-    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    parameters = [entry for entry in parameters if isinstance(entry, dict) or entry.requires_grad]
+    if not parameters:
+        raise UserError("no parameter is trained: the backbone is frozen and there is no memory")
     if args.optimizer == "Adafactor":
         if args.relative_step:
             lr = None

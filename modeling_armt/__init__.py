@@ -1,15 +1,30 @@
-"""Associative Recurrent Memory Transformer (arXiv 2407.04841) around Hugging Face decoders.
+"""Recurrent memory around Hugging Face decoders: ARMT (arXiv 2407.04841) and its baseline RMT (arXiv 2207.06881).
 
-Importing the package registers `model_type="armt"` with `AutoConfig` and `AutoModelForCausalLM`.
+Importing the package registers `model_type` "armt" and "rmt" with Hugging Face's auto classes.
 """
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from .cache import ArmtCache
 from .configuration_armt import ArmtConfig
-from .modeling_armt import ArmtForCausalLM, ArmtOutput
-from .state import MemoryState
+from .configuration_rmt import RmtConfig
+from .modeling_armt import ArmtForCausalLM
+from .modeling_base import ArmtOutput
+from .modeling_rmt import RmtForCausalLM
+from .state import MemoryState, TokenState
 
-AutoConfig.register(ArmtConfig.model_type, ArmtConfig, exist_ok=True)
-AutoModelForCausalLM.register(ArmtConfig, ArmtForCausalLM, exist_ok=True)
+for config, model in ((ArmtConfig, ArmtForCausalLM), (RmtConfig, RmtForCausalLM)):
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModel.register(config, model, exist_ok=True)
+    AutoModelForCausalLM.register(config, model, exist_ok=True)
 
-__all__ = ["ArmtConfig", "ArmtForCausalLM", "ArmtOutput", "MemoryState"]
+__all__ = [
+    "ArmtCache",
+    "ArmtConfig",
+    "ArmtForCausalLM",
+    "ArmtOutput",
+    "MemoryState",
+    "RmtConfig",
+    "RmtForCausalLM",
+    "TokenState",
+]

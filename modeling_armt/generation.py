@@ -1,133 +1,181 @@
-"""Greedy generation: full segments go to memory, the open one is continued with a key-value cache.
+"""Reading into open segments: what `use_cache` and Hugging Face's `generate` rest on.
 
-Shapes: B batch, N prompt tokens, M memory tokens, D model width, V vocabulary.
+Full segments go to memory; the open one is continued with a key-value cache. When a token comes for a segment that is
+full, the segment is written to memory and a new one opened: generation has no length limit, and a constant cost.
+
+Shapes: B batch, N input tokens, T new tokens of a piece, R read and W write tokens, D model width.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .cache import ArmtCache
-from .executors import sequential
-from .executors.sequential import SegmentInput
-from .segmentation import Segment, plan_segments
-from .state import MemoryState
+from .segmentation import Segment, plan_segments, ragged_segment, split_last_segments
+from .selection import Selection
+from .state import Memory, RecurrentState
 
 if TYPE_CHECKING:
-    from .modeling_armt import ArmtForCausalLM
+    from .modeling_base import RecurrentModel
 
 
-def generate_greedily(
-    model: ArmtForCausalLM,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    max_new_tokens: int,
-    eos_token_id: int | None,
-    memory_state: MemoryState | None,
-) -> Tensor:
-    """(B, N) -> (B, N + new tokens); see `ArmtForCausalLM.generate`."""
-    logits, cache = prefill(model, input_ids, attention_mask, memory_state)
-    ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-    tokens = [input_ids]
-    for step in range(max_new_tokens):
-        if step:
-            logits = advance(model, cache, tokens[-1])
-        token = logits.argmax(dim=-1, keepdim=True)
-        if eos_token_id is not None:
-            token = token.masked_fill(ended.unsqueeze(1), eos_token_id)
-            ended = ended | (token.squeeze(1) == eos_token_id)
-        tokens.append(token)
-        if eos_token_id is not None and bool(ended.all()):
-            break
-    return torch.cat(tokens, dim=1)
+class RecurrentGeneration:
+    """What Hugging Face's `GenerationMixin` has to know about a memory."""
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # the first forward makes an `ArmtCache`
+
+    def prepare_inputs_for_generation(self, input_ids, *args, past_key_values=None, **kwargs) -> dict[str, Any]:
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, past_key_values=past_key_values, **kwargs)
+        if past_key_values is not None:
+            inputs.pop("memory_state", None)  # it has moved into the cache
+        known = inspect.signature(self.forward).parameters
+        return {name: value for name, value in inputs.items() if name in known}  # stop_strings' tokenizer is in them
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, is_encoder_decoder: bool = False, **kwargs):
+        """Beams and several returned sequences of a prompt start from the same memory."""
+        state = kwargs.get("memory_state")
+        if state is not None:
+            kwargs["memory_state"] = state.repeat(expand_size)
+        return super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, **kwargs
+        )
 
 
-def prefill(
-    model: ArmtForCausalLM, input_ids: Tensor, attention_mask: Tensor | None, memory_state: MemoryState | None
-) -> tuple[Tensor, ArmtCache]:
-    """Read the prompt: all segments of a row but its last into memory, the last into the open segment.
+class Reader:
+    """Reads tokens and leaves the last segment of each row open.
 
-    Returns:
-        Logits (B, V) of the next token, and the cache.
+    Args:
+        commit: write a full segment to memory before the next token; False: let the open segment grow.
     """
-    config = model.config
-    plan = plan_segments(tuple(input_ids.shape), attention_mask, config.segment_size, config.segment_alignment)
-    closed, last = split_last_segments(plan, len(input_ids))
-    state = memory_state
-    if closed:
-        embeddings = model.family.embed(input_ids)
-        _, state = model._run(embeddings, closed, memory_state, lambda *_: None, output_state=True)
-    cache = ArmtCache.empty(model.empty_state(len(input_ids)) if state is None else state)
-    valid = last.valid()
-    valid = torch.ones(len(input_ids), last.size, dtype=torch.bool) if valid is None else valid
-    hidden = _extend(model, cache, model.family.embed(last.take(input_ids)), valid.to(input_ids.device))
-    return model.family.head(hidden[torch.arange(len(hidden)), cache.fill - 1]), cache
+
+    def __init__(self, model: RecurrentModel, commit: bool):
+        self.model, self.commit = model, commit
+        self.num_read, self.num_written = model.memory_sizes
+
+    def read(
+        self,
+        embeddings: Tensor,
+        mask: Tensor | None,
+        state: RecurrentState | None,
+        cache: ArmtCache | None,
+        wanted: Tensor | None,
+    ) -> tuple[Tensor, ArmtCache]:
+        """Read (B, N, D); returns the hidden states at `wanted` (see `Selection`) and the cache.
+
+        Raises:
+            ValueError: a state beside a cache, or a cache of another batch.
+        """
+        shape = tuple(embeddings.shape[:2])
+        if cache is None:
+            plan, kept, cache, selection = self._start(embeddings, mask, state, wanted)
+        else:
+            if state is not None:
+                raise ValueError("give either memory_state or past_key_values, which holds a memory itself")
+            cache.state.check(self.model.empty_state(shape[0]))
+            plan, kept = self._pieces(mask, shape, cache), []
+            selection = Selection(plan, shape, wanted)
+        for piece in plan:
+            kept.append(selection.keep(len(kept), self._extend(cache, piece, embeddings)))
+        cache.input_length += shape[1]
+        return selection.gather(kept, embeddings), cache
+
+    def _start(self, embeddings: Tensor, mask: Tensor | None, state: RecurrentState | None, wanted: Tensor | None):
+        """All segments but each row's last into memory."""
+        model, shape = self.model, tuple(embeddings.shape[:2])
+        plan = plan_segments(shape, mask, model.config.segment_size, model.config.segment_alignment)
+        closed, last = split_last_segments(plan, shape[0])
+        selection, kept = Selection([*closed, last], shape, wanted), []
+        if state is not None:
+            state.check(model.empty_state(shape[0]))
+        if closed:
+            kept, written = model.run_segments(embeddings, closed, state, selection, write_last=True)
+            state = state if written is None else written
+        cache = ArmtCache(model.empty_state(shape[0]) if state is None else state)
+        return [last], kept, cache, selection
+
+    def _pieces(self, mask: Tensor | None, shape: tuple[int, int], cache: ArmtCache) -> list[Segment]:
+        """Cut new tokens where the open segment of their row is full."""
+        batch, length = shape
+        if mask is not None and tuple(mask.shape) != shape:
+            raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; the input has {shape}")
+        everywhere = mask is None or bool(mask.all())
+        if everywhere and (length == 1 or not self.commit):
+            return [Segment(length, slice(0, length))]
+        mask = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
+        columns = [row.nonzero().squeeze(1) for row in mask]
+        size = self.model.config.segment_size if self.commit else max(length, 1)
+        room = [size - fill % size if self.commit else length for fill in self._fill(cache).tolist()]
+        parts = [[own[:first], *own[first:].split(size)] for own, first in zip(columns, room)]
+        nothing = columns[0][:0]
+        count = max(len([part for part in own if len(part)]) for own in parts)
+        return [ragged_segment([own[i] if i < len(own) else nothing for own in parts], None) for i in range(count)]
+
+    def _fill(self, cache: ArmtCache) -> Tensor:
+        """(B,) text tokens in the open segments."""
+        return (cache.used - self.num_read).clamp(min=0)
+
+    def _extend(self, cache: ArmtCache, piece: Segment, embeddings: Tensor) -> Tensor:
+        """Append a piece to the open segments; its hidden states (B, T, D)."""
+        batch = embeddings.shape[0]
+        lengths = torch.full((batch,), piece.size) if piece.lengths is None else piece.lengths
+        comes = lengths > 0
+        full = comes & (self._fill(cache) >= self.model.config.segment_size)
+        if self.commit and bool(full.any()):
+            self._close(cache, full)
+        opens = comes & (cache.used == 0)
+        if self.num_read and bool(opens.any()):
+            read_tokens = self.model.read_tokens(cache.state.unbind(), batch)
+            self._feed(cache, read_tokens, opens * self.num_read, is_text=False)
+            cache.append(opens * self.num_read, self.num_read)
+        text = piece.take(embeddings)
+        if piece.lengths is None:
+            hidden, _ = self._feed(cache, text, lengths)
+        else:  # a row's tokens must follow its open segment without a gap
+            place = torch.arange(piece.size)
+            to_left = ((place + piece.padding.unsqueeze(1)) % piece.size).to(text.device)
+            to_right = ((place - piece.padding.unsqueeze(1)) % piece.size).to(text.device)
+            hidden, _ = self._feed(cache, _take_along(text, to_left), lengths)
+            hidden = _take_along(hidden, to_right)
+        cache.append(lengths, piece.size)
+        return hidden
+
+    def _close(self, cache: ArmtCache, rows: Tensor) -> None:
+        """Run the memory tokens behind the open segments, and write those of `rows` (B,) bool to memory."""
+        state = cache.state
+        if self.num_written:
+            write_tokens = self.model.write_tokens(state.unbind(), len(rows))
+            _, memory = self._feed(cache, write_tokens, rows * self.num_written, self.num_written, is_text=False)
+            state = state.where(rows, self.model.state_class.bind(memory, state.segments_seen + 1))
+            cache.drop_last(self.num_written)
+        cache.close(rows, state)
+
+    def _feed(
+        self, cache: ArmtCache, embeddings: Tensor, lengths: Tensor, num_written: int = 0, is_text: bool = True
+    ) -> tuple[Tensor, Memory | None]:
+        """Run the first `lengths` (B,) of the tokens (B, T, D) of each row behind its open segment.
+
+        Returns:
+            Hidden states (B, T, D), and the memory, written to by the last `num_written` tokens.
+        """
+        device = embeddings.device
+        place = torch.minimum(torch.arange(embeddings.shape[1]), (lengths - 1).clamp(min=0).unsqueeze(1))
+        positions = cache.used.unsqueeze(1) + place
+        if self.model.config.memory_positions == "reserved":
+            positions = positions - self.num_read if is_text else torch.full_like(positions, -1)
+        mask = cache.mask(lengths, embeddings.shape[1])
+        hidden, inputs = self.model.family.begin(
+            embeddings, positions.to(device), None if mask is None else mask.to(device), cache.keys_values
+        )
+        state = cache.state
+        return self.model.run_layers(hidden, inputs, state.unbind(), state.segments_seen > 0, num_written)
 
 
-def advance(model: ArmtForCausalLM, cache: ArmtCache, token: Tensor) -> Tensor:
-    """Feed one token to each row, (B, 1); logits (B, V) of the next. A full segment is written to memory first."""
-    full = cache.fill >= model.config.segment_size
-    if bool(full.any()):
-        _close(model, cache, full)
-    hidden = _extend(model, cache, model.family.embed(token), torch.ones_like(token, dtype=torch.bool))
-    return model.family.head(hidden[:, -1])
-
-
-def split_last_segments(plan: list[Segment], batch: int) -> tuple[list[Segment], Segment]:
-    """Part a plan into closed segments and, as one segment with all rows, the last segment of each row."""
-    columns = [torch.empty(0, dtype=torch.long)] * batch
-    closed = []
-    for index, segment in enumerate(plan):
-        rows = torch.arange(batch) if segment.rows is None else segment.rows
-        later = set() if index + 1 == len(plan) else _row_set(plan[index + 1], batch)
-        goes_on = torch.tensor([row in later for row in rows.tolist()])
-        if bool(goes_on.all()):
-            closed.append(segment)
-            continue
-        own = _columns(segment, len(rows))
-        lengths = torch.full((len(rows),), segment.size) if segment.lengths is None else segment.lengths
-        for place in (~goes_on).nonzero().squeeze(1).tolist():
-            columns[int(rows[place])] = own[place, : lengths[place]]
-        if bool(goes_on.any()):
-            closed.append(Segment(segment.size, own[goes_on], rows[goes_on], lengths[goes_on]))
-    lengths = torch.tensor([len(own) for own in columns])
-    padded = torch.nn.utils.rnn.pad_sequence(columns, batch_first=True)
-    return closed, Segment(padded.shape[1], padded, lengths=lengths)
-
-
-def _row_set(segment: Segment, batch: int) -> set[int]:
-    return set(range(batch)) if segment.rows is None else set(segment.rows.tolist())
-
-
-def _columns(segment: Segment, rows: int) -> Tensor:
-    if isinstance(segment.columns, slice):
-        return torch.arange(segment.columns.start, segment.columns.stop).expand(rows, -1)
-    return segment.columns
-
-
-def _extend(model: ArmtForCausalLM, cache: ArmtCache, embeddings: Tensor, valid: Tensor) -> Tensor:
-    """Append tokens (B, T, D) to the open segments; their hidden states (B, T, D)."""
-    positions = cache.append(valid)
-    hidden, inputs = model.family.begin(embeddings, positions, cache.mask, cache.keys_values)
-    segment = SegmentInput(hidden, inputs, num_written=0)
-    kept, _ = sequential.run(model.cells(), [segment], cache.state, len(hidden), lambda _, out: out, output_state=False)
-    return kept[0]
-
-
-def _close(model: ArmtForCausalLM, cache: ArmtCache, rows: Tensor) -> None:
-    """Run the memory tokens behind the open segments and write those of `rows` (B,) bool to memory."""
-    num_mem_tokens = model.config.num_mem_tokens
-    state = cache.state
-    if num_mem_tokens:
-        batch, device = len(rows), rows.device
-        positions = cache.fill.unsqueeze(1) + torch.arange(num_mem_tokens, device=device)
-        mask = torch.cat((cache.mask, cache.mask.new_ones(batch, num_mem_tokens)), dim=1)
-        embeddings = model.memory_tokens.expand(batch, -1, -1)
-        hidden, inputs = model.family.begin(embeddings, positions, mask, cache.keys_values)
-        segment = SegmentInput(hidden, inputs, num_mem_tokens)
-        _, written = sequential.run(model.cells(), [segment], state, batch, lambda *_: None)
-        state = state.where(rows, written)
-    cache.close(rows, num_mem_tokens, state)
+def _take_along(x: Tensor, index: Tensor) -> Tensor:
+    """x (B, T, D) with its positions in the order of index (B, T)."""
+    return x.gather(1, index.unsqueeze(-1).expand_as(x))

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import associative
+from .associative import dpfp, write_first
+from .associative import read as read_memory
+from .associative import write as write_memory
 from .configuration_armt import ArmtConfig
 
 LayerMemory = tuple[Tensor, Tensor]
@@ -72,15 +74,15 @@ class ArmtLayer(nn.Module):
         """What every position of `hidden` (B, T, D) finds in the memory, in the type of `hidden`."""
         projected = F.linear(hidden, self.W_q)
         with torch.autocast(hidden.device.type, enabled=False):
-            return associative.read(*memory, associative.dpfp(projected.float(), self.nu)).to(hidden.dtype)
+            return read_memory(*memory, dpfp(projected.float(), self.nu)).to(hidden.dtype)
 
     def write(self, hidden: Tensor, memory: LayerMemory | None, seen: Tensor | None) -> LayerMemory:
         """Write the memory tokens' outputs `hidden` (B, M, D)."""
         projected, values = F.linear(hidden, self.W_k), F.linear(hidden, self.W_v)
         gate = F.linear(hidden, self.W_b, self.bias_b)
         with torch.autocast(hidden.device.type, enabled=False):
-            keys = associative.dpfp(projected.float(), self.nu)
+            keys = dpfp(projected.float(), self.nu)
             values, beta = values.float(), gate.float().sigmoid()
             if memory is None:
-                return associative.write_first(keys, values, beta)
-            return associative.write(*memory, keys, values, beta, seen, self.use_correction)
+                return write_first(keys, values, beta)
+            return write_memory(*memory, keys, values, beta, seen, self.use_correction)

@@ -2,13 +2,19 @@
 
 Labels follow Hugging Face: as long as the input, -100 is ignored, the shift is inside: the label at t + 1 is the
 target of position t, across segment borders too.
+
+Shapes: B batch, N input tokens, n targets, D model width, V vocabulary.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
+CHUNK = 1024  # logits held at a time: 1024 * 50257 * 4 bytes = 0.2 GB for GPT-2
 
 
 def target_positions(labels: Tensor, mask: Tensor | None) -> Tensor:
@@ -32,7 +38,38 @@ def target_positions(labels: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the targets, in float32; logits (n, V), targets (n,). Without targets: a zero with a graph."""
+    """Sum over the targets, in float32; logits (n, V), targets (n,). Without targets: a zero with a graph."""
     if not len(targets):
         return logits.float().sum()
-    return F.cross_entropy(logits.float(), targets)
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def fused_cross_entropy(
+    hidden: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], plain_head: nn.Linear | None
+) -> Tensor:
+    """`cross_entropy(logits(hidden), targets)` that never holds the logits of more than `CHUNK` targets.
+
+    Args:
+        hidden: (n, D), ready for the head. targets: (n,). logits: the head, (..., D) -> (..., V).
+        plain_head: the head, where it is a linear map and nothing else: torch's own fused loss takes it.
+    """
+    if len(targets) <= CHUNK:
+        return cross_entropy(logits(hidden), targets)
+    if plain_head is not None and hasattr(F, "linear_cross_entropy"):
+        return _linear_cross_entropy(hidden, targets, plain_head)
+    losses = [
+        checkpoint(lambda part, wanted: cross_entropy(logits(part), wanted), part, wanted, use_reentrant=False)
+        for part, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK))
+    ]
+    return torch.stack(losses).sum()
+
+
+def _linear_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Linear) -> Tensor:
+    kind = hidden.device.type
+    weight, bias = head.weight, head.bias
+    if torch.is_autocast_enabled(kind):  # which does not know this function
+        compute = torch.get_autocast_dtype(kind)
+        hidden, weight, bias = hidden.to(compute), weight.to(compute), None if bias is None else bias.to(compute)
+    options = nn.LinearCrossEntropyOptions()  # chunks of torch's choice
+    loss = F.linear_cross_entropy(hidden, weight, targets, linear_bias=bias, reduction="sum", options=options)
+    return loss.float()

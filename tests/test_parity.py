@@ -1,6 +1,5 @@
 """Outputs, states and gradients equal the equations (`naive_armt`) and, where it is at hand, the published code."""
 
-import json
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors import safe_open
 from transformers import GPT2Config
 
 from modeling_armt import ArmtForCausalLM
+from modeling_armt.interchange import import_weights, our_name
 
 REFERENCE = Path(os.environ.get("ARMT_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
 needs_reference = pytest.mark.skipif(
@@ -59,42 +59,32 @@ def relative_error(value, expected):
     return ((value - expected).norm() / (expected.norm() + 1e-12)).item()
 
 
-@pytest.fixture(scope="module")
-def published():
-    with safe_open(REFERENCE / "armt_gpt2.safetensors", "pt") as file:
+@pytest.fixture(scope="module", params=["armt", "rmt"])
+def published(request):
+    with safe_open(REFERENCE / f"{request.param}_gpt2.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         return tensors, file.metadata()
 
 
-def our_name(name):
-    """Name in the published state dict -> name here."""
-    name = name.replace("memory", "memory_tokens") if name == "memory" else name
-    for theirs, ours in (
-        ("W_mb.bias", "bias_b"), ("W_mq.weight", "W_q"), ("W_mk.weight", "W_k"), ("W_mv.weight", "W_v"),
-        ("W_mb.weight", "W_b"),
-    ):  # fmt: skip
-        if theirs in name:
-            return name.replace("model.transformer.h.", "memory_layers.").replace(theirs, ours)
-    return name.replace("model.", "backbone.", 1).replace(".layer.", ".")
-
-
-def published_model(tensors, metadata):
-    config = GPT2Config(
-        **json.loads(metadata["base_config"]), attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    sizes = {name: int(metadata[name]) for name in ("segment_size", "num_mem_tokens", "d_mem", "nu")}
-    model = ArmtForCausalLM.from_backbone(config, **sizes)
-    weights = {our_name(n.removeprefix("weight.")): t for n, t in tensors.items() if n.startswith("weight.")}
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert missing == ["backbone.lm_head.weight"] and not unexpected  # tied to the token embeddings
+def published_model(published, tmp_path):
+    """The model of the vectors, imported as a user imports a checkpoint."""
+    tensors, metadata = published
+    weights = {name.removeprefix("weight."): t for name, t in tensors.items() if name.startswith("weight.")}
+    positions, width = weights["model.transformer.wpe.weight"].shape
+    config = gpt2(
+        vocab=len(weights["model.transformer.wte.weight"]), positions=positions, width=width, layers=3, heads=4
+    )
+    config.save_pretrained(tmp_path)
+    options = {name: int(metadata[name]) for name in ("segment_size", "nu") if name in metadata}
+    model, unused = import_weights(weights, str(tmp_path), **options)
+    assert not unused
     return model
 
 
 @needs_reference
-def test_logits_loss_states_and_gradients_equal_the_published_code(published):
-    tensors, metadata = published
-    model = published_model(tensors, metadata)
+def test_logits_loss_states_and_gradients_equal_the_published_code(published, tmp_path):
+    tensors, _ = published
+    model = published_model(published, tmp_path)
     ids, mask = tensors["input_ids"], tensors["attention_mask"]
     labels = torch.full_like(ids, -100)
     wanted = tensors["labels_mask"].bool()
@@ -108,6 +98,8 @@ def test_logits_loss_states_and_gradients_equal_the_published_code(published):
     assert gradients.keys() == named.keys()
     for name, expected in gradients.items():
         assert relative_error(named[name].grad, expected) < 1e-4, name
+    if model.config.model_type == "rmt":  # its vectors hold no states
+        return
     size = model.config.segment_size
     for segment in range(ids.shape[1] // size + 1):
         state = model(ids[:, : (segment + 1) * size]).memory_state
@@ -118,10 +110,12 @@ def test_logits_loss_states_and_gradients_equal_the_published_code(published):
 
 
 @needs_reference
-def test_greedy_continuation_equals_the_published_code(published):
-    tensors, metadata = published
-    model = published_model(tensors, metadata).eval()
+def test_greedy_continuation_equals_the_published_code(published, tmp_path):
+    tensors, _ = published
+    model = published_model(published, tmp_path)
     prompt = tensors["input_ids"][:, :-5]
     expected = tensors["generated"]
-    generated = model.generate(prompt, max_new_tokens=expected.shape[1])
+    generated = model.generate(
+        prompt, max_new_tokens=expected.shape[1], do_sample=False, eos_token_id=None, commit_open_segment=False
+    )
     assert torch.equal(generated[:, prompt.shape[1] :], expected)

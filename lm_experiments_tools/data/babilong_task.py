@@ -123,9 +123,10 @@ class BabilongTask:
         numbers = self.args.test_n_segments or [self.args.max_n_segments]
         return {str(number): self._context_size(number) for number in numbers}
 
-    def generate_kwargs(self) -> dict[str, int]:
+    def generate_kwargs(self) -> dict[str, Any]:
         """Of `model.generate`, for answers of this task."""
-        return {"max_new_tokens": self.answer_size, "eos_token_id": self.tokenizer.eos_token_id}
+        end = self.tokenizer.eos_token_id
+        return {"max_new_tokens": self.answer_size, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
 
     def collate(self, samples: list) -> dict[str, torch.Tensor]:
         pad = self.tokenizer.pad_token_id

@@ -1,12 +1,14 @@
-"""Families of decoders that ARMT can wrap."""
+"""Families of decoders that can be wrapped."""
 
 from transformers import PreTrainedModel
 
 from .base import Backbone, LayerInputs
-from .learned_positions import LearnedPositions
-from .rotary import Rotary
+from .falcon import Falcon
+from .gpt_neox import GptNeoX
+from .learned_positions import LearnedPositions, Opt
+from .rotary import Gemma3, Rotary
 
-FAMILIES: tuple[type[Backbone], ...] = (LearnedPositions, Rotary)
+FAMILIES: tuple[type[Backbone], ...] = (LearnedPositions, Opt, Rotary, Gemma3, GptNeoX, Falcon)
 
 
 def supported_model_types() -> list[str]:

@@ -1,4 +1,4 @@
-"""What ARMT needs of a Hugging Face decoder: its parts, called one by one.
+"""What the recurrent models need of a Hugging Face decoder: its parts, called one by one.
 
 The layer loop is ours, because the memory sits between layers. A family of models is one subclass in one file of
 this folder, listed in `backbones/__init__.py`.
@@ -7,24 +7,56 @@ Shapes: B batch, T positions, D model width, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-LayerInputs = dict[str, Any]
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What the layers take beside hidden states.
+
+    Attributes:
+        masks: kind of attention -> mask. rotary: kind of attention -> (cos, sin); empty without rotary positions.
+        cache: keys and values of earlier positions, to which the layers append.
+    """
+
+    masks: dict[str, Tensor | None]
+    rotary: dict[str, tuple[Tensor, Tensor]]
+    cache: Cache | None
 
 
 class Backbone(ABC):
-    """A view of a causal language model; it owns no parameters and holds no state."""
+    """A view of a causal language model; it owns no parameters and holds no state.
+
+    Attributes:
+        model_types: of the Hugging Face configurations that belong to the family.
+        learned_positions: positions are embeddings, added before the first layer.
+        cache_name: keyword of the layers for the key-value cache.
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ()
+    learned_positions: ClassVar[bool] = False
+    cache_name: ClassVar[str] = "past_key_values"
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.decoder = model.base_model
         self.config = model.config
+        self.kinds = self._attention_kinds()
+
+    def _attention_kinds(self) -> list[str]:
+        """Kind of attention of each layer, as the family's own model chooses it."""
+        kinds = getattr(self.config, "layer_types", None)
+        if kinds is not None:
+            return list(kinds)
+        sliding = getattr(self.config, "sliding_window", None) is not None
+        return [SLIDING if sliding else FULL] * self.config.num_hidden_layers
 
     @property
     @abstractmethod
@@ -45,31 +77,62 @@ class Backbone(ABC):
         """Token embeddings (B, T, D), before positions are added."""
         return self.decoder.get_input_embeddings()(input_ids)
 
+    def rotary(self, hidden: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Rotary embeddings by kind of attention, computed once a segment and shared by all layers."""
+        return {}
+
     def begin(
         self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None = None
     ) -> tuple[Tensor, LayerInputs]:
         """Everything before the first layer.
 
         Args:
-            embeddings: (B, T, D). positions: (1, T) or (B, T) long.
+            embeddings: (B, T, D). positions: (1, T) or (B, T) long; -1: the token has no position of the backbone.
             mask: (B, C + T), nonzero where a position may be attended to, C positions of `cache` first; None: all.
+                The nonzero ones of a row stand together, so that columns are as far apart as positions.
             cache: keys and values of earlier positions; the layers append to it.
 
         Returns:
-            hidden (B, T, D) and the keyword arguments that every layer takes.
+            hidden (B, T, D) and what every layer takes beside it.
         """
-        inputs = {
-            "attention_mask": create_causal_mask(
-                config=self.config, inputs_embeds=embeddings, attention_mask=mask, past_key_values=cache
-            ),
+        arguments = {
+            "config": self.config,
+            "inputs_embeds": embeddings,
+            "attention_mask": mask,
             "past_key_values": cache,
         }
-        return embeddings, inputs
+        create = {FULL: create_causal_mask, SLIDING: create_sliding_window_causal_mask}
+        masks = {kind: create[kind](**arguments) for kind in dict.fromkeys(self.kinds)}
+        return embeddings, LayerInputs(masks, self.rotary(embeddings, positions), cache)
 
-    def run_layer(self, layer: nn.Module, hidden: Tensor, inputs: LayerInputs) -> Tensor:
-        """One decoder layer, (B, T, D) -> (B, T, D)."""
-        return layer(hidden, **inputs)
+    def run_layer(self, number: int, hidden: Tensor, inputs: LayerInputs) -> Tensor:
+        """Decoder layer `number`, from 0: (B, T, D) -> (B, T, D)."""
+        kind = self.kinds[number]
+        arguments: dict[str, Any] = {"attention_mask": inputs.masks[kind], self.cache_name: inputs.cache}
+        if inputs.rotary:
+            arguments["position_embeddings"] = inputs.rotary[kind]
+        return self.layers[number](hidden, **arguments)
+
+    @property
+    def softcap(self) -> float | None:
+        """Logits are squeezed into (-softcap, softcap)."""
+        return getattr(self.config, "final_logit_softcapping", None)
+
+    def prepare_head(self, hidden: Tensor) -> Tensor:
+        """What the output embeddings are applied to, of hidden states (..., D) that come from the last layer."""
+        return self.final_norm(hidden)
+
+    def logits(self, prepared: Tensor) -> Tensor:
+        """Logits (..., V) of what `prepare_head` returned."""
+        logits = self.model.get_output_embeddings()(prepared)
+        return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D) that come from the last layer."""
-        return self.model.get_output_embeddings()(self.final_norm(hidden))
+        return self.logits(self.prepare_head(hidden))
+
+    @property
+    def plain_head(self) -> nn.Linear | None:
+        """The head, where logits are nothing but a linear map; else None."""
+        head = self.model.get_output_embeddings()
+        return head if type(head) is nn.Linear and self.softcap is None else None

@@ -1,4 +1,4 @@
-"""GPT-2: a learned embedding for each position, added before the first layer."""
+"""GPT-2 and OPT: a learned embedding for each position, added before the first layer."""
 
 from torch import Tensor, nn
 from transformers import Cache
@@ -8,6 +8,7 @@ from .base import Backbone, LayerInputs
 
 class LearnedPositions(Backbone):
     model_types = ("gpt2",)
+    learned_positions = True
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -20,5 +21,44 @@ class LearnedPositions(Backbone):
     def begin(
         self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None = None
     ) -> tuple[Tensor, LayerInputs]:
-        hidden = self.decoder.drop(embeddings + self.decoder.wpe(positions))
-        return super().begin(hidden, positions, mask, cache)
+        has_position = (positions >= 0).unsqueeze(-1)
+        hidden = embeddings + has_position * self.embed_positions(positions.clamp(min=0))
+        return super().begin(self.drop(hidden), positions, mask, cache)
+
+    def embed_positions(self, positions: Tensor) -> Tensor:
+        return self.decoder.wpe(positions)
+
+    def drop(self, hidden: Tensor) -> Tensor:
+        return self.decoder.drop(hidden)
+
+
+class Opt(LearnedPositions):
+    """The table of positions has two unused rows in front; the smallest models project the embeddings."""
+
+    model_types = ("opt",)
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.decoder = self.decoder.decoder
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.decoder.layers
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.decoder.final_layer_norm or nn.Identity()
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        embeddings = self.decoder.embed_tokens(input_ids)
+        return embeddings if self.decoder.project_in is None else self.decoder.project_in(embeddings)
+
+    def embed_positions(self, positions: Tensor) -> Tensor:
+        return self.decoder.embed_positions(None, position_ids=positions)
+
+    def drop(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def prepare_head(self, hidden: Tensor) -> Tensor:
+        hidden = super().prepare_head(hidden)
+        return hidden if self.decoder.project_out is None else self.decoder.project_out(hidden)

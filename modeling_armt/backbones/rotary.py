@@ -1,13 +1,16 @@
-"""Llama: rotary position embeddings, computed once a segment and shared by all layers."""
+"""Decoders built like Llama: rotary positions, pre- or post-norm layers under `model.layers`.
+
+Layers may differ in their attention: full or a sliding window (Mistral, Qwen 2, Gemma), and in Gemma 3 each of the two
+has its own rotary base.
+"""
 
 from torch import Tensor, nn
-from transformers import Cache
 
-from .base import Backbone, LayerInputs
+from .base import Backbone
 
 
 class Rotary(Backbone):
-    model_types = ("llama",)
+    model_types = ("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "smollm3", "gemma2")
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -17,9 +20,12 @@ class Rotary(Backbone):
     def final_norm(self) -> nn.Module:
         return self.decoder.norm
 
-    def begin(
-        self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None = None
-    ) -> tuple[Tensor, LayerInputs]:
-        hidden, inputs = super().begin(embeddings, positions, mask, cache)
-        inputs["position_embeddings"] = self.decoder.rotary_emb(hidden, position_ids=positions)
-        return hidden, inputs
+    def rotary(self, hidden: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        return dict.fromkeys(self.kinds, self.decoder.rotary_emb(hidden, position_ids=positions))
+
+
+class Gemma3(Rotary):
+    model_types = ("gemma3_text",)
+
+    def rotary(self, hidden: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        return {kind: self.decoder.rotary_emb(hidden, positions, kind) for kind in dict.fromkeys(self.kinds)}

@@ -1,104 +1,84 @@
-"""The reference order of the recurrence: segment by segment, layer by layer.
+"""The reference order of the recurrence: segment by segment.
 
-Shapes: B batch, b rows that have a segment, T positions of a segment with its memory tokens, D model width.
+Shapes: B batch, b rows that have a segment, T text positions of a segment, D model width.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from ..layer import ArmtLayer, LayerMemory
-from ..state import MemoryState
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One layer of the stack: the decoder layer and the memory around it, if it has one."""
-
-    memory: ArmtLayer | None
-    decoder_layer: Callable[[Tensor, dict], Tensor]
+from ..state import Memory
 
 
 @dataclass(frozen=True)
 class SegmentInput:
-    """One segment, ready for the first layer.
+    """One segment of a batch.
 
     Attributes:
-        hidden: (b, T, D). inputs: what every decoder layer takes beside it.
-        num_written: memory tokens at the end of `hidden`, which write; 0: the segment only reads.
+        embeddings: (b, T, D), tokens at the right end of each row.
+        padding: (b,) long on the CPU, positions before each row's first token; None: none.
+        writes: the segment is closed by memory tokens, which write.
         rows: (b,) long, rows of the batch; None: all.
         cut_graph: no gradient flows from this segment into earlier ones.
     """
 
-    hidden: Tensor
-    inputs: dict
-    num_written: int
+    embeddings: Tensor
+    padding: Tensor | None = None
+    writes: bool = True
     rows: Tensor | None = None
     cut_graph: bool = False
 
 
+RunSegment = Callable[[SegmentInput, Memory | None, Tensor | None], tuple[Tensor, Memory | None]]
+
+
 def run(
-    cells: Sequence[Cell],
+    run_segment: RunSegment,
     segments: Iterable[SegmentInput],
-    state: MemoryState | None,
+    memory: Memory | None,
+    segments_seen: Tensor | None,
     batch: int,
     keep: Callable[[int, Tensor], Tensor | None],
-    output_state: bool = True,
-) -> tuple[list[Tensor], MemoryState | None]:
-    """Run all segments through all layers.
+    replay: bool = False,
+) -> tuple[list[Tensor | None], Memory | None, Tensor | None]:
+    """Run all segments, each with the memory that the one before left.
 
     Args:
-        segments: read one at a time; without `state`, the first must have all rows.
-        state: memory before the first segment; None: empty.
-        batch: B.
-        keep: (segment's index, its hidden states (b, T, D)) -> what of them to keep, or None.
-        output_state: False saves the copy that joins the layers' memories.
+        run_segment: (segment, memory of its rows, which of them have seen a segment (b,) bool) -> hidden states
+            (b, T, D) of the text, and the next memory. Without memory nothing was written yet.
+        segments: read one at a time; without `memory`, the first must have all rows.
+        segments_seen: (B,) long, with `memory`.
+        keep: (segment's index, its hidden states) -> what of them to keep, or None.
+        replay: keep only the memory at the borders for the backward pass, and run each segment again there.
 
     Returns:
-        What was kept, segment by segment, and the memory after the last segment; None if nothing ever wrote,
-        or where it is not asked for.
+        What was kept, segment by segment; the memory after the last segment and the segments that wrote, per row.
     """
-    memories: list[LayerMemory | None] = [None] * sum(cell.memory is not None for cell in cells)
-    if state is not None:
-        memories = list(zip(state.A.unbind(0), state.z.unbind(0)))
-    segments_seen = None if state is None else state.segments_seen
+    step = partial(checkpoint, run_segment, use_reentrant=False) if replay else run_segment
     kept = []
     for index, segment in enumerate(segments):
-        if segment.cut_graph:
-            memories = [memory and (memory[0].detach(), memory[1].detach()) for memory in memories]
-        hidden, rows = segment.hidden, segment.rows
-        seen = None if segments_seen is None else _rows(segments_seen, rows) > 0
-        number = -1  # of the layer among those with memory
-        for cell in cells:
-            if cell.memory is None:
-                hidden = cell.decoder_layer(hidden, segment.inputs)
-                continue
-            number += 1
-            before = memories[number]
-            part = before and (_rows(before[0], rows), _rows(before[1], rows))
-            hidden, part = cell.memory(
-                hidden, part, partial(cell.decoder_layer, inputs=segment.inputs), segment.num_written, seen
-            )
-            if segment.num_written:
-                memories[number] = part if rows is None else _put_rows(before, part, rows)
-        if segment.num_written:
+        rows = segment.rows
+        if segment.cut_graph and memory is not None:
+            memory = tuple(tensor.detach() for tensor in memory)
+        part, seen = memory, segments_seen
+        if memory is not None:
+            if rows is not None:
+                part, seen = tuple(tensor[rows] for tensor in memory), segments_seen[rows]
+            seen = seen > 0
+        hidden, part = step(segment, part, seen)
+        if segment.writes:
+            memory = part if rows is None else _put_rows(memory, part, rows)
             segments_seen = _count(segments_seen, rows, batch, hidden.device)
         kept.append(keep(index, hidden))
-    if segments_seen is None or not output_state:
-        return kept, None
-    A, z = zip(*memories)
-    return kept, MemoryState(torch.stack(A), torch.stack(z), segments_seen)
+    return kept, memory, segments_seen
 
 
-def _rows(x: Tensor, rows: Tensor | None) -> Tensor:
-    return x if rows is None else x[rows]
-
-
-def _put_rows(whole: LayerMemory, part: LayerMemory, rows: Tensor) -> LayerMemory:
-    return whole[0].index_copy(0, rows, part[0]), whole[1].index_copy(0, rows, part[1])
+def _put_rows(whole: Memory, part: Memory, rows: Tensor) -> Memory:
+    return tuple(old.index_copy(0, rows, new) for old, new in zip(whole, part))
 
 
 def _count(segments_seen: Tensor | None, rows: Tensor | None, batch: int, device) -> Tensor:

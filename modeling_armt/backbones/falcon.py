@@ -1,0 +1,31 @@
+"""Falcon with rotary positions. Its layers return their attention weights beside the hidden states."""
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .base import FULL, Backbone, LayerInputs
+
+
+class Falcon(Backbone):
+    model_types = ("falcon",)
+
+    def __init__(self, model: PreTrainedModel):
+        if model.config.alibi:
+            raise ValueError("this Falcon has ALiBi positions (alibi=True in its configuration); only rotary ones work")
+        super().__init__(model)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.decoder.h
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.decoder.ln_f
+
+    def rotary(self, hidden: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        return {FULL: self.decoder.rotary_emb(hidden, position_ids=positions)}
+
+    def run_layer(self, number: int, hidden: Tensor, inputs: LayerInputs) -> Tensor:
+        mask, rotary = inputs.masks[FULL], inputs.rotary[FULL]
+        layer = self.layers[number]
+        return layer(hidden, alibi=None, attention_mask=mask, position_embeddings=rotary, layer_past=inputs.cache)[0]

@@ -1,0 +1,80 @@
+"""Which hidden states of a segmented input are kept, and how they come together again.
+
+Shapes: B batch, N input tokens, b rows that have a segment, T tokens of a segment, D model width, n wanted positions.
+"""
+
+import torch
+from torch import Tensor
+
+from .segmentation import Segment
+
+
+def last_tokens(shape: tuple[int, int], mask: Tensor | None, number: int) -> Tensor:
+    """(B, N) bool: the last `number` tokens of each row, wherever its padding stands."""
+    if mask is None:
+        return (torch.arange(shape[1]) >= shape[1] - number).expand(shape)
+    mask = mask.bool().cpu()
+    from_the_end = mask.flip(1).cumsum(1).flip(1)
+    return mask & (from_the_end <= number)
+
+
+class Selection:
+    """The wanted positions of an input.
+
+    Args:
+        plan: the segments of the input.
+        wanted: (B, N) bool on the CPU; None: all positions.
+    """
+
+    def __init__(self, plan: list[Segment], shape: tuple[int, int], wanted: Tensor | None):
+        self.plan, self.shape = plan, shape
+        self.everything = wanted is None
+        self.picks = [None if wanted is None else _pick(segment, wanted) for segment in plan]
+
+    @property
+    def reaches_past_first_segment(self) -> bool:
+        """Whether a segment that can read a memory holds a wanted position."""
+        return len(self.plan) > 1 and (self.everything or any(pick is not None for pick in self.picks[1:]))
+
+    def keep(self, index: int, hidden: Tensor) -> Tensor | None:
+        """What to keep of the hidden states (b, T, D) of segment `index`."""
+        if self.everything:
+            return hidden
+        if self.picks[index] is None:
+            return None
+        row, slot, _ = self.picks[index]
+        return hidden[row.to(hidden.device), slot.to(hidden.device)]
+
+    def gather(self, kept: list[Tensor | None], like: Tensor) -> Tensor:
+        """All kept hidden states: (B, N, D), zeros on padding, where everything is wanted; else (n, D), by row, then
+        by position. `like` gives width, type and device where nothing is wanted."""
+        if self.everything:
+            return self._join(kept)
+        if all(part is None for part in kept):
+            return like.new_zeros(0, like.shape[-1])
+        order = torch.cat([pick[2] for pick in self.picks if pick is not None]).argsort()
+        hidden = torch.cat([part for part in kept if part is not None])
+        return hidden[order.to(hidden.device)]
+
+    def _join(self, kept: list[Tensor]) -> Tensor:
+        if all(isinstance(segment.columns, slice) for segment in self.plan):
+            return torch.cat(kept, dim=1)
+        whole = kept[0].new_zeros(*self.shape, kept[0].shape[-1])
+        for hidden, segment in zip(kept, self.plan):
+            row, slot, place = _pick(segment, torch.ones(self.shape, dtype=torch.bool))
+            places = place.to(hidden.device)
+            whole.view(-1, whole.shape[-1])[places] = hidden[row.to(hidden.device), slot.to(hidden.device)]
+        return whole
+
+
+def _pick(segment: Segment, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Rows and slots inside the segment that are wanted, and their places b * N + t in the input."""
+    inside = segment.take(wanted)
+    valid = segment.valid()
+    row, slot = (inside if valid is None else inside & valid).nonzero(as_tuple=True)
+    if not len(row):
+        return None
+    columns = segment.columns
+    column = slot + columns.start if isinstance(columns, slice) else columns[row, slot]
+    batch_row = row if segment.rows is None else segment.rows[row]
+    return row, slot, batch_row * wanted.shape[1] + column
