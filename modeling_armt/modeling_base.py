@@ -25,6 +25,7 @@ from .executors.sequential import SegmentInput
 from .generation import Reader, RecurrentGeneration
 from .layout import lay_out, positions_and_mask
 from .loss import cross_entropy, fused_cross_entropy, target_positions
+from .reading import RecurrentReading
 from .segmentation import Segment, plan_segments
 from .selection import Selection, last_tokens
 from .sharing import fingerprint, save_code
@@ -51,7 +52,7 @@ class ArmtOutput(ModelOutput):
     past_key_values: ArmtCache | None = None
 
 
-class RecurrentModel(RecurrentGeneration, PreTrainedModel, GenerationMixin):
+class RecurrentModel(RecurrentReading, RecurrentGeneration, PreTrainedModel, GenerationMixin):
     """A Hugging Face decoder with a memory between segments; the base of `ArmtForCausalLM` and `RmtForCausalLM`."""
 
     state_class: ClassVar[type[RecurrentState]]

@@ -1,0 +1,92 @@
+"""Reading a long text into a memory, in constant memory whatever its length.
+
+Shapes: B batch, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from .segmentation import plan_segments
+from .selection import Selection
+from .state import RecurrentState
+
+if TYPE_CHECKING:
+    from .modeling_base import RecurrentModel
+
+SEGMENTS_AT_ONCE = 64  # embedded together
+LONG = 1 << 16  # tokens, from which on a progress bar is worth it
+
+
+class RecurrentReading:
+    """`model.read`."""
+
+    @torch.no_grad()
+    def read(
+        self: RecurrentModel,
+        input_ids: Any,
+        memory_state: RecurrentState | None = None,
+        progress: bool | None = None,
+    ) -> RecurrentState:
+        """Read a text segment by segment and return the memory of it, which is all that is kept.
+
+        Reading goes on where `memory_state` ended, in a new segment; the last segment may be a short one.
+
+        Args:
+            input_ids: (B, N), or (N,) for one text: a tensor, an array, a memory-mapped one too; or an iterable of
+                such pieces of any lengths, in order.
+            progress: show a progress bar; None: for long texts, on a terminal.
+
+        Raises:
+            ValueError: no token, or pieces of another batch.
+        """
+        config, device = self.config, self.get_input_embeddings().weight.device
+        total = input_ids.shape[-1] if hasattr(input_ids, "shape") else None
+        short = total is not None and total < LONG
+        disable = (short or None) if progress is None else not progress  # None: unless on a terminal
+        with logging.tqdm(total=total, unit=" tokens", unit_scale=True, desc="reading", disable=disable) as bar:
+            for piece in _pieces(input_ids, SEGMENTS_AT_ONCE * config.segment_size):
+                shape = tuple(piece.shape)
+                plan = plan_segments(shape, None, config.segment_size, "left")
+                nothing = Selection(plan, shape, torch.zeros(shape, dtype=torch.bool))
+                embeddings = self.family.embed(piece.to(device))
+                _, memory_state = self.run_segments(embeddings, plan, memory_state, nothing, write_last=True)
+                bar.update(shape[1])
+        return self.empty_state(shape[0]) if memory_state is None else memory_state
+
+
+def _pieces(source: Any, size: int) -> Iterator[Tensor]:
+    """Pieces (B, size) of the whole text, the last perhaps shorter."""
+    if hasattr(source, "shape"):
+        if not source.shape[-1]:
+            raise ValueError("there is no token to read")
+        for start in range(0, source.shape[-1], size):
+            yield _tokens(source[..., start : start + size])
+        return
+    if not isinstance(source, Iterable):
+        raise ValueError(f"input_ids is a {type(source).__name__}; give a tensor, an array or an iterable of them")
+    rest = None
+    for piece in source:
+        piece = _tokens(piece)
+        if rest is not None and len(piece) != len(rest):
+            raise ValueError(f"a piece has {len(piece)} rows; the ones before have {len(rest)}")
+        rest = piece if rest is None else torch.cat((rest, piece), dim=1)
+        while rest.shape[1] > size:
+            yield rest[:, :size]
+            rest = rest[:, size:]
+    if rest is None or not rest.shape[1]:
+        raise ValueError("there is no token to read")
+    yield rest
+
+
+def _tokens(piece: Any) -> Tensor:
+    """(B, n) long of a tensor, an array or a list."""
+    if hasattr(piece, "astype"):
+        piece = piece.astype("int64")  # a copy: a memory-mapped file may be read-only and of any integer type
+    piece = torch.as_tensor(piece, dtype=torch.long)
+    return piece.unsqueeze(0) if piece.dim() == 1 else piece
