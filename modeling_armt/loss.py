@@ -51,25 +51,19 @@ def fused_cross_entropy(
 
     Args:
         hidden: (n, D), ready for the head. targets: (n,). logits: the head, (..., D) -> (..., V).
-        plain_head: the head, where it is a linear map and nothing else: torch's own fused loss takes it.
+        plain_head: the head, where it is a linear map and nothing else: torch's own fused loss takes it in float32.
     """
     if len(targets) <= CHUNK:
         return cross_entropy(logits(hidden), targets)
-    if plain_head is not None and hasattr(F, "linear_cross_entropy"):
-        return _linear_cross_entropy(hidden, targets, plain_head)
+    # torch's own returns its sum in the type of the input: in bfloat16 that is two or three digits
+    in_float32 = hidden.dtype == torch.float32 and not torch.is_autocast_enabled(hidden.device.type)
+    if plain_head is not None and in_float32 and hasattr(F, "linear_cross_entropy"):
+        options = nn.LinearCrossEntropyOptions()  # chunks of torch's choice
+        return F.linear_cross_entropy(
+            hidden, plain_head.weight, targets, linear_bias=plain_head.bias, reduction="sum", options=options
+        )
     losses = [
         checkpoint(lambda part, wanted: cross_entropy(logits(part), wanted), part, wanted, use_reentrant=False)
         for part, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK))
     ]
     return torch.stack(losses).sum()
-
-
-def _linear_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Linear) -> Tensor:
-    kind = hidden.device.type
-    weight, bias = head.weight, head.bias
-    if torch.is_autocast_enabled(kind):  # which does not know this function
-        compute = torch.get_autocast_dtype(kind)
-        hidden, weight, bias = hidden.to(compute), weight.to(compute), None if bias is None else bias.to(compute)
-    options = nn.LinearCrossEntropyOptions()  # chunks of torch's choice
-    loss = F.linear_cross_entropy(hidden, weight, targets, linear_bias=bias, reduction="sum", options=options)
-    return loss.float()
