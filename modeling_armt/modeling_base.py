@@ -20,15 +20,15 @@ from .adapters import add_lora
 from .backbones import LayerInputs, backbone_of
 from .cache import ArmtCache
 from .configuration_base import RecurrentConfig
-from .executors import sequential
 from .executors.sequential import SegmentInput
+from .executors.sequential import run as run_in_order
 from .generation import Reader, RecurrentGeneration
 from .layout import lay_out, positions_and_mask
 from .loss import cross_entropy, fused_cross_entropy, target_positions
 from .reading import RecurrentReading
 from .segmentation import Segment, plan_segments
 from .selection import Selection, last_tokens
-from .sharing import fingerprint, save_code
+from .sharing import AUTO_CLASSES, fingerprint, save_code
 from .state import Memory, RecurrentState
 
 
@@ -203,10 +203,11 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, PreTrainedModel, Gen
     saves_code: ClassVar[bool] = False
 
     @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoModelForCausalLM") -> None:
+    def register_for_auto_class(cls, auto_class: type | str = "AutoModelForCausalLM") -> None:
         """From now on, saved folders carry their code, for `from_pretrained(..., trust_remote_code=True)`."""
-        if auto_class != "AutoModelForCausalLM":
-            raise ValueError(f"{cls.__name__} is an AutoModelForCausalLM, not an {auto_class}")
+        name = auto_class if isinstance(auto_class, str) else auto_class.__name__
+        if name not in AUTO_CLASSES:
+            raise ValueError(f"{cls.__name__} fits {' and '.join(AUTO_CLASSES)}, not {name}")
         cls.saves_code = True
 
     def forward(
@@ -311,7 +312,7 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, PreTrainedModel, Gen
             state.check(self.empty_state(batch))
         elif plan[0].rows is not None:
             state = self.empty_state(batch)
-        kept, memory, segments_seen = sequential.run(
+        kept, memory, segments_seen = run_in_order(
             self.run_segment,
             self._segment_inputs(embeddings, plan, write_last),
             None if state is None else state.unbind(),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .modeling_base import RecurrentModel
 
 PACKAGE = Path(__file__).parent
+AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModel")
 
 
 def fingerprint(model: RecurrentModel) -> dict[str, str]:
@@ -40,7 +41,7 @@ def save_code(model: RecurrentModel, folder: str | Path) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    classes = {"AutoConfig": type(model.config), "AutoModelForCausalLM": type(model)}
+    classes = {"AutoConfig": type(model.config)} | dict.fromkeys(AUTO_CLASSES, type(model))
     model.config.auto_map = {
         auto: f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}" for auto, kind in classes.items()
     }
