@@ -25,7 +25,7 @@ from lm_experiments_tools.run_folder import locked
 from lm_experiments_tools.run_options import WITHOUT_EFFECT, RunArgs
 from lm_experiments_tools.trainer import Trainer
 from modeling_armt import options as model_options
-from modeling_armt.adapters import trainable_table
+from modeling_armt.adapters import save_adapter, trainable_table
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -91,6 +91,8 @@ def train_and_test(run, config, engine, run_args, task_args, model_args, optimiz
         result |= {"samples": len(dataset), "tokens": len(dataset.sample(0, 0)["input_ids"])}
         metrics["test"][name] = result
     if engine.rank == 0:
+        if model.config.lora is not None:
+            save_adapter(model, run / "adapter")
         write_json(run / "metrics.json", metrics)
         draw_lengths(metrics, run / "accuracy.png")
     return metrics

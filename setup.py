@@ -22,5 +22,9 @@ setup(
         "pyyaml>=6.0",
         "tqdm>=4.66",
     ],
-    extras_require={"dev": ["pytest>=8.0", "ruff>=0.9"], "horovod": ["horovod==0.28.1"]},
+    extras_require={
+        "peft": ["peft>=0.18", "accelerate>=1.10"],  # LoRA; offloading and Hugging Face's Trainer
+        "horovod": ["horovod==0.28.1"],
+        "dev": ["pytest>=8.0", "ruff>=0.9"],
+    },
 )

@@ -26,9 +26,9 @@ from .generation import Reader, RecurrentGeneration
 from .layout import lay_out, positions_and_mask
 from .loss import cross_entropy, fused_cross_entropy, target_positions
 from .reading import RecurrentReading
+from .saving import RecurrentSaving
 from .segmentation import Segment, plan_segments
 from .selection import Selection, last_tokens
-from .sharing import AUTO_CLASSES, fingerprint, save_code
 from .state import Memory, RecurrentState
 
 
@@ -52,7 +52,7 @@ class ArmtOutput(ModelOutput):
     past_key_values: ArmtCache | None = None
 
 
-class RecurrentModel(RecurrentReading, RecurrentGeneration, PreTrainedModel, GenerationMixin):
+class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, PreTrainedModel, GenerationMixin):
     """A Hugging Face decoder with a memory between segments; the base of `ArmtForCausalLM` and `RmtForCausalLM`."""
 
     state_class: ClassVar[type[RecurrentState]]
@@ -66,6 +66,10 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, PreTrainedModel, Gen
 
     def __init__(self, config: RecurrentConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
+        if config.backbone_config is None:
+            raise ValueError(
+                f"the configuration has no backbone_config: wrap a decoder by {type(self).__name__}.from_backbone"
+            )
         self.backbone = AutoModelForCausalLM.from_config(config.backbone_config) if backbone is None else backbone
         self.family = backbone_of(self.backbone)
         self._no_split_modules = self.backbone._no_split_modules
@@ -189,26 +193,6 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, PreTrainedModel, Gen
     def freeze_backbone(self) -> None:
         """Train nothing but the memory."""
         self.backbone.requires_grad_(False)
-
-    def fingerprint(self) -> dict[str, str]:
-        """What a saved memory is marked with: digests of the architecture and of the memory's weights."""
-        return fingerprint(self)
-
-    def save_pretrained(self, save_directory, **kwargs) -> None:
-        """As in Hugging Face; after `register_for_auto_class()` with the code that loads the folder elsewhere."""
-        if type(self).saves_code:
-            save_code(self, save_directory)
-        super().save_pretrained(save_directory, **kwargs)
-
-    saves_code: ClassVar[bool] = False
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: type | str = "AutoModelForCausalLM") -> None:
-        """From now on, saved folders carry their code, for `from_pretrained(..., trust_remote_code=True)`."""
-        name = auto_class if isinstance(auto_class, str) else auto_class.__name__
-        if name not in AUTO_CLASSES:
-            raise ValueError(f"{cls.__name__} fits {' and '.join(AUTO_CLASSES)}, not {name}")
-        cls.saves_code = True
 
     def forward(
         self,

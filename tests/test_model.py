@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import MEMORY, SEGMENT, VOCAB, WIDTH, backbone_config, close, make, padded, tokens
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from modeling_armt import ArmtForCausalLM, MemoryState, TokenState
+from modeling_armt import ArmtConfig, ArmtForCausalLM, MemoryState, TokenState
 
 
 @pytest.fixture(params=["gpt2", "llama"])
@@ -144,6 +145,19 @@ def test_a_saved_folder_loads_by_auto_classes_with_the_same_output(family, kind,
         loaded.backbone.get_output_embeddings().weight.data_ptr() == (loaded.get_input_embeddings().weight.data_ptr())
         or not loaded.config.tie_word_embeddings
     )
+
+
+def test_a_folder_with_missing_or_unexpected_weights_is_refused(tmp_path):
+    model = make()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    taken = weights.pop("memory_layers.1.W_k")
+    for extra, message in (({}, "missing: memory_layers.1.W_k"), ({"W_k": taken}, "missing.*W_k; unexpected: W_k")):
+        save_file(weights | extra, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=message):
+            AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no backbone_config: wrap a decoder by ArmtForCausalLM.from_backbone"):
+        ArmtForCausalLM(ArmtConfig())
 
 
 def test_wrapping_keeps_the_weights_of_a_model_or_a_local_folder(family, tmp_path):

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 import run_finetuning_babilong as runner
 from lm_experiments_tools import curriculum
 from lm_experiments_tools.data import babi_simulator, embedded_text
 from lm_experiments_tools.errors import UserError
 from modeling_armt import ArmtForCausalLM
+from modeling_armt.adapters import load_adapter
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,6 +79,50 @@ def test_validate_only_without_anything_to_validate_is_refused(shared, tmp_path)
 def test_a_run_without_background_or_memory(shared, tmp_path):
     metrics = runner.main(options(shared, tmp_path, facts_only=True, num_mem_tokens=0))
     assert list(metrics["test"]) == ["facts only"]
+
+
+@pytest.mark.parametrize("model_type", ["rmt", "none"])
+def test_the_baselines_run_by_the_same_command(shared, tmp_path, model_type):
+    metrics = runner.main(options(shared, tmp_path, model_type=model_type, use_generate_on_valid=True))
+    assert metrics["test"]["2"]["samples"] == 10
+    assert metrics["valid"]["exact_match"] == metrics["valid"]["exact_match_generated"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "best")
+    own = [name for name, _ in model.named_parameters() if not name.startswith("backbone.")]
+    assert own == (["memory_tokens"] if model_type == "rmt" else [])
+
+
+def test_lora_and_memory_train_with_their_own_rates_and_leave_a_small_folder(shared, tmp_path, capsys):
+    backbone = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(shared / "tiny"))
+    backbone.resize_token_embeddings(1000)
+    backbone.save_pretrained(tmp_path / "backbone")
+    words = options(shared, tmp_path / "run", model_cfg=None, from_pretrained=tmp_path / "backbone", lora_r=2,
+                    memory_lr=1e-2, segment_checkpointing=True)  # fmt: skip
+    metrics = runner.main(words)
+    assert "LoRA" in capsys.readouterr().out
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    rates = [events.Scalars(f"lr/iterations/param_group_{group}")[0].value for group in (0, 1)]
+    assert rates == pytest.approx([1e-3, 1e-2])
+    model = load_adapter(tmp_path / "run" / "adapter")
+    best = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "best")
+    for (name, mine), other in zip(model.state_dict().items(), best.state_dict().values(), strict=True):
+        assert torch.equal(mine, other), name
+    assert metrics["test"]["2"]["samples"] == 10
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(model_type="rwkv"), "model_type is 'rwkv'; choose one of armt, rmt, none"),
+        (dict(model_type="rmt", memory_layers=[1]), "belong to model_type armt, not rmt"),
+        (dict(lora_r=2, freeze_model_weights=True), "give one"),
+        (dict(memory_positions="reserved"), "'reserved' is for learned positions"),
+        (dict(model_type="none", freeze_model_weights=True), "no parameter is trained"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(shared, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        runner.main(options(shared, tmp_path, **changes))
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_validation_may_be_longer_than_training(shared, tmp_path):
