@@ -72,7 +72,7 @@ def train_and_test(run, config, engine, run_args, task_args, model_args, optimiz
         task.valid,
         collate_fn=task.collate,
         batch_metrics_fn=exact_match,
-        forward_kwargs={"output_memory_state": False, "output_labelled_logits": True},
+        forward_kwargs={"output_memory_state": False, "output_target_logits": True},
         generate_kwargs=task.generate_kwargs(),
         generate_inputs_fn=prompts,
         tokenizer=task.tokenizer,

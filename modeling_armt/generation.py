@@ -77,7 +77,7 @@ class Reader:
         else:
             if state is not None:
                 raise ValueError("give either memory_state or past_key_values, which holds a memory itself")
-            cache.state.check(self.model.empty_state(shape[0]))
+            self.model.check_state(cache.state, shape[0])
             plan, kept = self._pieces(mask, shape, cache), []
             selection = Selection(plan, shape, wanted)
         for piece in plan:
@@ -92,7 +92,7 @@ class Reader:
         closed, last = split_last_segments(plan, shape[0])
         selection, kept = Selection([*closed, last], shape, wanted), []
         if state is not None:
-            state.check(model.empty_state(shape[0]))
+            model.check_state(state, shape[0])
         if closed:
             kept, written = model.run_segments(embeddings, closed, state, selection, write_last=True)
             state = state if written is None else written

@@ -66,6 +66,6 @@ class ArmtForCausalLM(RecurrentModel):
         A, z = zip(*after)
         return hidden, (*A, *z)
 
-    def empty_state(self, batch: int) -> MemoryState:
-        config = self.config
-        return MemoryState.zeros(len(self.memory_layers), batch, config.num_features, config.hidden_size, self.device)
+    def empty_state(self, batch: int, device: torch.device | str | None = None) -> MemoryState:
+        layers, config = len(self.memory_layers), self.config
+        return MemoryState.zeros(layers, batch, config.num_features, config.hidden_size, device or self.device)

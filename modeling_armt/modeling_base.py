@@ -7,6 +7,7 @@ Shapes: B batch, N input tokens, b rows that have a segment, T tokens of a segme
 width, V vocabulary, n labelled positions.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,7 +28,7 @@ from .layout import lay_out, positions_and_mask
 from .loss import cross_entropy, fused_cross_entropy, target_positions
 from .reading import RecurrentReading
 from .saving import RecurrentSaving
-from .segmentation import Segment, plan_segments
+from .segmentation import Segment, plan_segments, take_all
 from .selection import Selection, last_tokens
 from .state import Memory, RecurrentState
 
@@ -39,7 +40,7 @@ class ArmtOutput(ModelOutput):
     Attributes:
         loss: mean cross-entropy over the labelled positions, or their sum / `num_items_in_batch`; with labels.
         logits: (B, N, V), or (B, k, V) with `logits_to_keep=k`; without meaning on padding.
-        labelled_logits: (n, V), logits at the positions that predict `labels[:, 1:] != -100`, in row-major order;
+        target_logits: (n, V), logits at the positions that predict `labels[:, 1:] != -100`, in row-major order;
             when asked for.
         memory_state: memory after the last segment.
         past_key_values: memory and open segment, with `use_cache`.
@@ -47,12 +48,12 @@ class ArmtOutput(ModelOutput):
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    labelled_logits: Tensor | None = None
+    target_logits: Tensor | None = None
     memory_state: RecurrentState | None = None
     past_key_values: ArmtCache | None = None
 
 
-class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, PreTrainedModel, GenerationMixin):
+class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, PreTrainedModel, GenerationMixin, ABC):
     """A Hugging Face decoder with a memory between segments; the base of `ArmtForCausalLM` and `RmtForCausalLM`."""
 
     state_class: ClassVar[type[RecurrentState]]
@@ -81,9 +82,9 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
         if config.lora is not None:
             add_lora(self.backbone, config.lora)
 
+    @abstractmethod
     def add_memory(self) -> None:
         """Create the parameters of the memory."""
-        raise NotImplementedError(f"{type(self).__name__} has no memory")
 
     @property
     def memory_sizes(self) -> tuple[int, int]:
@@ -94,10 +95,11 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
         """(b, R, D): what stands before the text, or None."""
         return None
 
+    @abstractmethod
     def write_tokens(self, memory: Memory | None, batch: int) -> Tensor:
         """(b, W, D): what stands behind the text of a segment that writes."""
-        raise NotImplementedError(f"{type(self).__name__} never writes")
 
+    @abstractmethod
     def run_layers(
         self, hidden: Tensor, inputs: LayerInputs, memory: Memory | None, seen: Tensor | None, num_written: int
     ) -> tuple[Tensor, Memory | None]:
@@ -109,11 +111,14 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
         Returns:
             hidden states (b, C, D) and the next memory.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no layers")
 
-    def empty_state(self, batch: int) -> RecurrentState:
-        """A memory in which nothing is written, for `batch` rows."""
-        raise NotImplementedError(f"{type(self).__name__} has no state")
+    @abstractmethod
+    def empty_state(self, batch: int, device: torch.device | str | None = None) -> RecurrentState:
+        """A memory in which nothing is written, for `batch` rows; on the model's device by default."""
+
+    def check_state(self, state: RecurrentState, batch: int) -> None:
+        """Raise `ValueError` unless `state` is a memory of this model for a batch of this size."""
+        state.check(self.empty_state(batch, device="meta"), self.device)
 
     @classmethod
     def from_backbone(cls, backbone: PreTrainedModel | PreTrainedConfig | str, **options) -> "RecurrentModel":
@@ -206,10 +211,12 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
         logits_to_keep: int = 0,
         num_items_in_batch: Tensor | int | None = None,
         output_logits: bool | None = None,
-        output_labelled_logits: bool = False,
+        output_target_logits: bool = False,
         output_memory_state: bool = True,
         commit_open_segment: bool = True,
-        return_dict: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> ArmtOutput | tuple:
         """Read a batch segment by segment.
 
@@ -226,15 +233,18 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
             num_items_in_batch: divide the summed loss by this instead of the number of targets (Hugging Face's
                 Trainer gives the targets of all micro-batches).
             output_logits: compute logits everywhere; by default without labels only.
-            output_labelled_logits: return the logits at labelled positions.
+            output_target_logits: return the logits at labelled positions.
             output_memory_state: False skips the last segment's memory tokens, which only the next call would need.
             commit_open_segment: with `past_key_values`, write a full segment to memory before the next token; False:
                 let it grow, up to the positions of the backbone.
+            output_attentions, output_hidden_states: not kept; there for wrappers that pass them on.
             return_dict: False returns the values that are not None as a tuple.
 
         Raises:
             ValueError: a shape does not fit; the message gives both.
         """
+        if output_attentions or output_hidden_states:
+            raise ValueError("attentions and hidden states are not kept: leave output_attentions and the like out")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         embeddings = self.family.embed(input_ids) if inputs_embeds is None else inputs_embeds
@@ -260,15 +270,15 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
             hidden, after = selection.gather(kept, embeddings), {"memory_state": state}
             reaches_memory = selection.reaches_past_first_segment and self.config.bptt_depth is None
         logits = _rows(self.family.head(hidden), wanted) if output_logits else None
-        loss = labelled_logits = None
+        loss = target_logits = None
         if labels is not None:
             picked = hidden[targets.to(hidden.device)] if output_logits else hidden
             next_tokens = labels[:, 1:][targets[:, :-1].to(labels.device)].to(hidden.device)
-            total, labelled_logits = self._loss(picked, next_tokens, output_labelled_logits)
+            total, target_logits = self._loss(picked, next_tokens, output_target_logits)
             items = max(len(next_tokens), 1) if num_items_in_batch is None else num_items_in_batch
             loss = total / items + self._unused_memory(reaches_memory)
-        output = ArmtOutput(loss=loss, logits=logits, labelled_logits=labelled_logits, **after)
-        return output if return_dict else output.to_tuple()
+        output = ArmtOutput(loss=loss, logits=logits, target_logits=target_logits, **after)
+        return output.to_tuple() if return_dict is False else output
 
     def _loss(self, hidden: Tensor, next_tokens: Tensor, output_logits: bool) -> tuple[Tensor, Tensor | None]:
         """Summed loss of hidden states (n, D) on the tokens that follow (n,), and their logits (n, V) if asked for."""
@@ -293,7 +303,7 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
         """
         batch = embeddings.shape[0]
         if state is not None:
-            state.check(self.empty_state(batch))
+            self.check_state(state, batch)
         elif plan[0].rows is not None:
             state = self.empty_state(batch)
         kept, memory, segments_seen = run_in_order(
@@ -311,11 +321,11 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
 
     def _segment_inputs(self, embeddings: Tensor, plan: list[Segment], write_last: bool) -> Iterator[SegmentInput]:
         first_whole = 0 if self.config.bptt_depth is None else len(plan) - self.config.bptt_depth
-        for index, segment in enumerate(plan):
+        for index, (segment, text) in enumerate(zip(plan, take_all(plan, embeddings))):
             writes = self.config.num_mem_tokens > 0 and (write_last or index + 1 < len(plan))
             rows = None if segment.rows is None else segment.rows.to(embeddings.device)
             cut_graph = 0 < index <= first_whole
-            yield SegmentInput(segment.take(embeddings), segment.padding, writes, rows, cut_graph)
+            yield SegmentInput(text, segment.padding, writes, rows, cut_graph)
 
     def run_segment(
         self, segment: SegmentInput, memory: Memory | None, seen: Tensor | None

@@ -56,9 +56,10 @@ class RmtForCausalLM(RecurrentModel):
             memory = (self.family.final_norm(hidden[:, -num_written:]),)
         return hidden, memory
 
-    def empty_state(self, batch: int) -> TokenState:
+    def empty_state(self, batch: int, device: torch.device | str | None = None) -> TokenState:
         """The learned memory tokens: what the first segment reads."""
-        seen = torch.zeros(batch, dtype=torch.long, device=self.device)
+        device = device or self.device
+        seen = torch.zeros(batch, dtype=torch.long, device=device)
         if not self.config.num_mem_tokens:
-            return TokenState(torch.zeros(batch, 0, self.config.hidden_size, device=self.device), seen)
-        return TokenState(self.memory_tokens.expand(batch, -1, -1), seen)
+            return TokenState(torch.zeros(batch, 0, self.config.hidden_size, device=device), seen)
+        return TokenState(self.memory_tokens.to(device).expand(batch, -1, -1), seen)

@@ -58,7 +58,7 @@ class RecurrentSaving:
         Two models that differ in either cannot read each other's memory. The type of the weights does not matter.
         """
         shapes = {name: list(parameter.shape) for name, parameter in self.named_parameters() if "lora_" not in name}
-        state = [list(tensor.shape) for tensor in self.empty_state(1).unbind()]
+        state = [list(tensor.shape) for tensor in self.empty_state(1, device="meta").unbind()]
         architecture = json.dumps([type(self).__name__, self.config.backbone_config.model_type, shapes, state])
         weights = hashlib.sha256()
         for parameter in self.memory_parameters():

@@ -6,6 +6,7 @@ rows differ in length has its padding on the left: tokens of a row stand togethe
 Shapes: B batch, N tokens of the input, b rows that have a segment, T tokens of the longest row of a segment.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -113,6 +114,14 @@ def ragged_segment(columns: list[Tensor], rows: Tensor | None) -> Segment:
     padded = pad_sequence(columns, batch_first=True, padding_side="left")
     size = padded.shape[1]
     return Segment(size, padded, rows, None if bool((lengths == size).all()) else lengths)
+
+
+def take_all(plan: list[Segment], x: Tensor) -> Iterable[Tensor]:
+    """Each segment's part of an input (B, N, ...)."""
+    if all(isinstance(segment.columns, slice) for segment in plan):
+        # one gradient for all parts: each slice alone would make one of the whole input's size
+        return x[:, : plan[-1].columns.stop].split([segment.size for segment in plan], dim=1)
+    return (segment.take(x) for segment in plan)
 
 
 def split_last_segments(plan: list[Segment], batch: int) -> tuple[list[Segment], Segment]:

@@ -3,6 +3,7 @@
 Shapes: L layers with memory, B batch, K features, D model width, M memory tokens.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,7 +25,7 @@ class HasFingerprint(Protocol):
 
 
 @dataclass(frozen=True)
-class RecurrentState:
+class RecurrentState(ABC):
     """What all kinds of memory can do. A subclass is a frozen dataclass of tensors, `segments_seen` (B,) among them.
 
     Attributes:
@@ -71,8 +72,8 @@ class RecurrentState:
             **{name: pick(mine, self.BATCH_DIM[name], theirs[name]) for name, mine in self._tensors().items()}
         )
 
-    def check(self, expected: "RecurrentState") -> None:
-        """Raise `ValueError` unless kind, shapes and devices are those of `expected`; the message gives both."""
+    def check(self, expected: "RecurrentState", device: torch.device) -> None:
+        """Raise `ValueError` unless kind and shapes are those of `expected`, on `device`; the message gives both."""
         if type(self) is not type(expected):
             raise ValueError(f"memory_state is a {type(self).__name__}; this model needs a {type(expected).__name__}")
         theirs = expected._tensors()
@@ -83,8 +84,8 @@ class RecurrentState:
                     f"memory_state.{name} has shape {tuple(tensor.shape)} (batch in dimension {self.BATCH_DIM[name]}); "
                     f"this model and batch need {tuple(needed.shape)}"
                 )
-            if tensor.device != needed.device:
-                raise ValueError(f"memory_state.{name} is on {tensor.device}; the model is on {needed.device}")
+            if tensor.device != device:
+                raise ValueError(f"memory_state.{name} is on {tensor.device}; the model is on {device}")
 
     def save(self, path: str | Path, model: HasFingerprint) -> None:
         """Write one safetensors file, marked with the model that can read it."""
@@ -107,14 +108,14 @@ class RecurrentState:
                 raise ValueError(f"{path} is the memory of another model ({found})")
             return cls(**{name: file.get_tensor(name) for name in cls.BATCH_DIM})
 
+    @abstractmethod
     def unbind(self) -> Memory:
         """The memory alone, every tensor batch first."""
-        raise TypeError(f"{type(self).__name__} must say how its tensors are put batch first")
 
     @classmethod
+    @abstractmethod
     def bind(cls: type[State], memory: Memory, segments_seen: Tensor) -> State:
         """The inverse of `unbind`."""
-        raise TypeError(f"{cls.__name__} must say how it is made of tensors that are batch first")
 
     def _tensors(self) -> dict[str, Tensor]:
         return {field.name: getattr(self, field.name) for field in fields(self)}

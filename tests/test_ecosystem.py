@@ -169,6 +169,20 @@ def test_the_table_of_parameters_counts_what_is_trained():
     assert [int(cell.replace(",", "")) for cell in rows["all"]] == [trained, model.num_parameters()]
 
 
+def test_peft_can_also_wrap_the_whole_model(family, kind):
+    from peft import LoraConfig, get_peft_model
+
+    model, ids = make(family, kind), tokens(2, 3 * SEGMENT)
+    expected, generated = model(ids).logits, model.generate(ids, max_new_tokens=8, do_sample=False)
+    targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM"))
+    close(wrapped(input_ids=ids).logits, expected)
+    assert torch.equal(wrapped.generate(input_ids=ids, max_new_tokens=8, do_sample=False), generated)
+    wrapped.train()(input_ids=ids, labels=ids).loss.backward()
+    with pytest.raises(ValueError, match="not kept"):
+        wrapped(input_ids=ids, output_hidden_states=True)
+
+
 class Texts(Dataset):
     """Ragged samples with few labels."""
 
@@ -188,11 +202,14 @@ def test_one_step_of_hugging_faces_trainer_equals_one_of_ours(family, kind, tmp_
         learning_rate=0.1, lr_scheduler_type="constant", optim="sgd", max_grad_norm=0, report_to=[], use_cpu=True,
         save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
-    HuggingFaceTrainer(theirs, arguments, train_dataset=Texts()).train()
+    trainer = HuggingFaceTrainer(theirs, arguments, train_dataset=Texts(), eval_dataset=[Texts()[3]] * 2)
+    trainer.train()
     args = TrainerArgs(iters=1, batch_size=2, gradient_accumulation_steps=4, lr=0.1)
     optimizer = torch.optim.SGD(ours.parameters(), lr=0.1)
     Trainer(args, ours, optimizer, Texts()).train()
     before = dict(make(family, kind).named_parameters())
+    sample = {name: tensor.unsqueeze(0) for name, tensor in Texts()[3].items()}
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(theirs.eval()(**sample).loss.item(), abs=1e-5)
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         close(mine, other, 1e-6)
         assert not torch.equal(mine, before[name]), name

@@ -42,7 +42,7 @@ def test_loss_and_gradients_equal_those_of_full_logits(way, family):
     ids = tokens(3, 4 * SEGMENT)
     lean, full = make(family).train(), make(family).train()
     output = lean(ids, labels=ids)
-    assert output.logits is None and output.labelled_logits is None
+    assert output.logits is None and output.target_logits is None
     expected = full_loss(full, ids)
     close(output.loss, expected)
     output.loss.backward()

@@ -69,6 +69,12 @@ def test_what_was_read_is_not_held(kind):
     assert state.nbytes == model.read(tokens(2, SEGMENT)).nbytes
 
 
+@pytest.mark.parametrize("progress, shown", [(True, True), (False, False), (None, False)])
+def test_reading_shows_its_rate_where_asked(progress, shown, capsys):
+    make().read(tokens(1, 3 * SEGMENT), progress=progress)
+    assert ("reading: 100%" in capsys.readouterr().err) == shown
+
+
 def test_a_forked_memory_answers_as_its_source(kind):
     model = make(kind=kind)
     books, questions = model.read(tokens(2, 3 * SEGMENT)), tokens(4, 5, seed=1)

@@ -79,13 +79,13 @@ def test_loss_at_labels_only_equals_loss_from_full_logits(family, kind):
     ids = tokens(3, 2 * SEGMENT + 4)
     labels = ids.masked_fill(torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.7, -100)
     labels[0, SEGMENT] = ids[0, SEGMENT]  # predicted by the segment before
-    lean = model(ids, labels=labels, output_labelled_logits=True)
+    lean = model(ids, labels=labels, output_target_logits=True)
     full = model(ids).logits[:, :-1]
     expected = torch.nn.functional.cross_entropy(full.transpose(1, 2), labels[:, 1:])
     close(lean.loss, expected)
     close(model(ids, labels=labels).loss, expected)
     assert lean.logits is None
-    close(lean.labelled_logits, full[labels[:, 1:] != -100])
+    close(lean.target_logits, full[labels[:, 1:] != -100])
     wanted = (labels[:, 1:] != -100).sum()
     close(model(ids, labels=labels, num_items_in_batch=2 * wanted).loss, expected / 2)
 

@@ -193,7 +193,7 @@ def exact_match(batch: dict[str, torch.Tensor], output: Any) -> dict[str, torch.
     """
     labels = batch["labels"][:, 1:]
     row, column = (labels != -100).nonzero(as_tuple=True)
-    metrics = {"exact_match": _rows_all_right(output["labelled_logits"].argmax(-1) == labels[row, column], row, labels)}
+    metrics = {"exact_match": _rows_all_right(output["target_logits"].argmax(-1) == labels[row, column], row, labels)}
     if "generation_outputs" in output:
         generated = output["generation_outputs"][:, batch["labels"].shape[1] :]
         place = column - (labels != -100).int().argmax(1)[row]  # of a label in its answer

@@ -67,7 +67,7 @@ def run(
         part, seen = memory, segments_seen
         if memory is not None:
             if rows is not None:
-                part, seen = tuple(tensor[rows] for tensor in memory), segments_seen[rows]
+                part, seen = tuple(tensor[rows.to(tensor.device)] for tensor in memory), segments_seen[rows]
             seen = seen > 0
         hidden, part = step(segment, part, seen)
         if segment.writes:
@@ -78,7 +78,7 @@ def run(
 
 
 def _put_rows(whole: Memory, part: Memory, rows: Tensor) -> Memory:
-    return tuple(old.index_copy(0, rows, new) for old, new in zip(whole, part))
+    return tuple(old.index_copy(0, rows.to(old.device), new.to(old)) for old, new in zip(whole, part))
 
 
 def _count(segments_seen: Tensor | None, rows: Tensor | None, batch: int, device) -> Tensor:
