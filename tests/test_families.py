@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from tiny_models import CONFIGS, KINDS, MEMORY, SEGMENT, VOCAB, WIDTH, backbone_config, close, make, padded, tokens
+from tiny_models import CONFIGS, MEMORY, SEGMENT, VOCAB, WIDTH, backbone_config, close, make, padded, tokens
 from transformers import BloomConfig, FalconConfig
 
 from modeling_armt import ArmtForCausalLM
-
-KIND_NAMES = list(KINDS)
 
 
 @pytest.fixture(params=CONFIGS)
@@ -25,7 +23,6 @@ def test_memory_off_equals_the_backbone_on_each_segment(family, attention):
     close(model(ids).logits, torch.cat(parts, dim=1))
 
 
-@pytest.mark.parametrize("kind", KIND_NAMES)
 def test_whole_equals_chained(family, kind):
     model = make(family, kind)
     ids = tokens(2, 4 * SEGMENT + 2)
@@ -41,7 +38,6 @@ def test_whole_equals_chained(family, kind):
     assert state.segments_seen.tolist() == [5, 5]
 
 
-@pytest.mark.parametrize("kind", KIND_NAMES)
 def test_gradients_reach_every_parameter_of_the_memory(family, kind):
     model = make(family, kind).train()
     ids = tokens(2, 3 * SEGMENT)
@@ -51,7 +47,6 @@ def test_gradients_reach_every_parameter_of_the_memory(family, kind):
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("kind", KIND_NAMES)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_batch_gives_each_row_what_the_row_gives_alone(family, kind, side):
     model = make(family, kind)
@@ -66,7 +61,6 @@ def test_a_batch_gives_each_row_what_the_row_gives_alone(family, kind, side):
             close(mine / scale, theirs / scale)
 
 
-@pytest.mark.parametrize("kind", KIND_NAMES)
 def test_token_by_token_equals_one_forward_for_rows_at_different_places(family, kind):
     model = make(family, kind)
     rows = [tokens(1, n, seed=n) for n in (SEGMENT + 2, 4)]
@@ -92,7 +86,6 @@ def test_an_unknown_family_is_refused_with_what_is_supported_and_the_file_to_add
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
-@pytest.mark.parametrize("kind", KIND_NAMES)
 def test_reserved_positions_leave_those_of_the_backbone_to_the_text(family, kind):
     model = make(family, kind, positions=SEGMENT, memory_positions="reserved")
     taken = MEMORY if kind == "armt" else 2 * MEMORY

@@ -9,16 +9,6 @@ from transformers import PreTrainedTokenizerFast, StoppingCriteria, StoppingCrit
 GREEDY = dict(do_sample=False, eos_token_id=None, pad_token_id=0)
 
 
-@pytest.fixture(params=["gpt2", "llama"])
-def family(request):
-    return request.param
-
-
-@pytest.fixture(params=["armt", "rmt"])
-def kind(request):
-    return request.param
-
-
 @pytest.mark.parametrize("prompt", [SEGMENT - 2, SEGMENT, 2 * SEGMENT + 1])
 def test_greedy_generation_equals_rereading_everything_for_each_token(family, kind, prompt):
     model = make(family, kind)

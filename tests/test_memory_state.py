@@ -17,11 +17,6 @@ from modeling_armt import ArmtForCausalLM, MemoryState, reading
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(params=["armt", "rmt"])
-def kind(request):
-    return request.param
-
-
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch):
     monkeypatch.setattr(reading, "SEGMENTS_AT_ONCE", 2)

@@ -3,20 +3,10 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import MEMORY, SEGMENT, VOCAB, WIDTH, backbone_config, close, make, padded, tokens
+from tiny_models import MEMORY, SEGMENT, VOCAB, WIDTH, assert_same_model, backbone_config, close, make, padded, tokens
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from modeling_armt import ArmtConfig, ArmtForCausalLM, MemoryState, TokenState
-
-
-@pytest.fixture(params=["gpt2", "llama"])
-def family(request):
-    return request.param
-
-
-@pytest.fixture(params=["armt", "rmt"])
-def kind(request):
-    return request.param
 
 
 def test_a_fresh_wrap_equals_the_backbone_on_each_segment(family):
@@ -139,7 +129,7 @@ def test_a_saved_folder_loads_by_auto_classes_with_the_same_output(family, kind,
     for auto_class in (AutoModelForCausalLM, AutoModel):
         loaded = auto_class.from_pretrained(tmp_path).eval()
         assert type(loaded) is type(model)
-        assert torch.equal(loaded(ids).logits, model(ids).logits)
+        assert_same_model(loaded, model, ids)
     assert type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
     assert (
         loaded.backbone.get_output_embeddings().weight.data_ptr() == (loaded.get_input_embeddings().weight.data_ptr())

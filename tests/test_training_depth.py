@@ -2,20 +2,8 @@
 
 import pytest
 import torch
-from tiny_models import KINDS, MEMORY, SEGMENT, backbone_config, close, make, padded, shake, tokens
+from tiny_models import KINDS, LORA, MEMORY, SEGMENT, backbone_config, close, make, padded, shake, tokens
 from torch.nn.parallel import DistributedDataParallel
-
-LORA = {"r": 2, "lora_alpha": 4}
-
-
-@pytest.fixture(params=["gpt2", "llama"])
-def family(request):
-    return request.param
-
-
-@pytest.fixture(params=["armt", "rmt"])
-def kind(request):
-    return request.param
 
 
 def last_segment_labels(ids):

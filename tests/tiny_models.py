@@ -67,6 +67,7 @@ CONFIGS = {
         **sizes(n), hidden_size=WIDTH, num_hidden_layers=3, num_attention_heads=4, alibi=False, multi_query=True,
     ),
 }  # fmt: skip
+LORA = {"r": 2, "lora_alpha": 4}
 KINDS = {"armt": (ArmtForCausalLM, dict(d_mem=4)), "rmt": (RmtForCausalLM, {})}
 
 
@@ -115,3 +116,12 @@ def padded(rows, side):
 
 def close(a, b, tolerance=1e-5):
     torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
+
+
+def assert_same_model(one, other, ids):
+    """The same weights bit by bit; outputs to rounding, which depends on where weights lie in memory."""
+    weights = other.state_dict()
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+    assert len(one.state_dict()) == len(weights)
+    close(one(ids).logits, other(ids).logits, 1e-6)
