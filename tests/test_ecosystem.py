@@ -38,7 +38,8 @@ model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eva
 ids = torch.tensor({ids.tolist()})
 model.save_pretrained("again")
 again = AutoModelForCausalLM.from_pretrained("again", trust_remote_code=True)
-assert type(again).__module__ != type(model).__module__ and torch.allclose(again(ids).logits, model(ids).logits, atol=1e-6)
+assert type(again).__module__ != type(model).__module__
+assert torch.allclose(again(ids).logits, model(ids).logits, atol=1e-6)
 print(json.dumps([model(ids).logits.tolist(), model.generate(ids, max_new_tokens=9, do_sample=False).tolist()]))
 """
     run = subprocess.run(
