@@ -114,6 +114,8 @@ class Reader:
         parts = [[own[:first], *own[first:].split(size)] for own, first in zip(columns, room)]
         nothing = columns[0][:0]
         count = max(len([part for part in own if len(part)]) for own in parts)
+        if not count:
+            raise ValueError("attention_mask has no token in any row: there is nothing to read")
         return [ragged_segment([own[i] if i < len(own) else nothing for own in parts], None) for i in range(count)]
 
     def _fill(self, cache: ArmtCache) -> Tensor:

@@ -18,6 +18,9 @@ def last_tokens(shape: tuple[int, int], mask: Tensor | None, number: int) -> Ten
     return mask & (from_the_end <= number)
 
 
+Pick = tuple[Tensor, Tensor, Tensor]  # rows and slots inside a segment, and their places b * N + t in the input
+
+
 class Selection:
     """The wanted positions of an input.
 
@@ -60,21 +63,26 @@ class Selection:
         if all(isinstance(segment.columns, slice) for segment in self.plan):
             return torch.cat(kept, dim=1)
         whole = kept[0].new_zeros(*self.shape, kept[0].shape[-1])
+        flat = whole.view(-1, whole.shape[-1])
         for hidden, segment in zip(kept, self.plan):
-            row, slot, place = _pick(segment, torch.ones(self.shape, dtype=torch.bool))
-            places = place.to(hidden.device)
-            whole.view(-1, whole.shape[-1])[places] = hidden[row.to(hidden.device), slot.to(hidden.device)]
+            valid = segment.valid()
+            valid = torch.ones(hidden.shape[:2], dtype=torch.bool) if valid is None else valid
+            places = _places(segment, *valid.nonzero(as_tuple=True), self.shape[1])
+            flat[places.to(hidden.device)] = hidden[valid.to(hidden.device)]
         return whole
 
 
-def _pick(segment: Segment, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Rows and slots inside the segment that are wanted, and their places b * N + t in the input."""
+def _pick(segment: Segment, wanted: Tensor) -> Pick | None:
+    """The positions of the segment that are wanted."""
     inside = segment.take(wanted)
     valid = segment.valid()
     row, slot = (inside if valid is None else inside & valid).nonzero(as_tuple=True)
-    if not len(row):
-        return None
+    return (row, slot, _places(segment, row, slot, wanted.shape[1])) if len(row) else None
+
+
+def _places(segment: Segment, row: Tensor, slot: Tensor, length: int) -> Tensor:
+    """Places b * N + t in the input of slots of a segment."""
     columns = segment.columns
     column = slot + columns.start if isinstance(columns, slice) else columns[row, slot]
     batch_row = row if segment.rows is None else segment.rows[row]
-    return row, slot, batch_row * wanted.shape[1] + column
+    return batch_row * length + column

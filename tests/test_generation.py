@@ -181,5 +181,7 @@ def test_a_cache_is_refused_beside_a_state_and_for_another_batch():
     state = model(tokens(1, SEGMENT)).memory_state
     with pytest.raises(ValueError, match="either memory_state or past_key_values"):
         model(tokens(1, 1), past_key_values=output.past_key_values, memory_state=state)
+    with pytest.raises(ValueError, match="no token in any row"):
+        model(tokens(1, 1), attention_mask=torch.zeros(1, 1), past_key_values=output.past_key_values)
     with pytest.raises(ValueError, match=r"\(3, 1, 24, 16\).*\(3, 2, 24, 16\)"):
         model(tokens(2, 1), past_key_values=output.past_key_values)
