@@ -7,7 +7,6 @@ Continues by itself after a kill; run again when done, it only prints the result
 """
 
 import json
-import sys
 from pathlib import Path
 
 from transformers import set_seed
@@ -23,6 +22,7 @@ from lm_experiments_tools.loggers import say
 from lm_experiments_tools.optim import make_optimizer
 from lm_experiments_tools.run_folder import locked
 from lm_experiments_tools.run_options import WITHOUT_EFFECT, RunArgs
+from lm_experiments_tools.status import reported
 from lm_experiments_tools.trainer import Trainer
 from modeling_armt import options as model_options
 from modeling_armt.adapters import save_adapter, trainable_table
@@ -31,16 +31,14 @@ from modeling_armt.adapters import save_adapter, trainable_table
 def main(argv: list[str] | None = None) -> dict:
     transformers_logging.disable_progress_bar()  # a bar for each saved checkpoint
     kinds = (RunArgs, BabilongArgs, model_options.ModelArgs, OptimizerArgs, TrainerArgs)
-    parsed = cli.parse(
-        sys.argv[1:] if argv is None else argv, *kinds, description=__doc__, without_effect=WITHOUT_EFFECT
-    )
+    parsed = cli.parse(argv, *kinds, description=__doc__, without_effect=WITHOUT_EFFECT)
     run_args, task_args, model_args, optimizer_args, trainer_args = parsed
     if trainer_args.model_path is None:
         raise UserError("give --model_path, the folder of the run")
     run, config = Path(trainer_args.model_path), cli.resolved(*parsed)
     done = finished(run, config)
     if done is None:
-        engine = make_engine()
+        engine = make_engine(trainer_args.engine)
         try:
             with locked(run, engine):
                 done = train_and_test(run, config, engine, *parsed)
@@ -78,33 +76,40 @@ def train_and_test(run, config, engine, run_args, task_args, model_args, optimiz
         tokenizer=task.tokenizer,
         engine=engine,
     )
-    progress = trainer.progress if run_args.validate_only else trainer.train()
-    if not (run_args.validate_only and model_args.model_cpt) and trainer.load_best() is None:
-        raise UserError(f"validate_only: no checkpoint in {run}; give --model_cpt")
+    with trainer.stop_request, reported(run, engine.rank, lambda: trainer.progress.update):
+        if not run_args.validate_only:
+            trainer.train()
+        if not (run_args.validate_only and model_args.model_cpt) and trainer.load_best() is None:
+            raise UserError(f"validate_only: no checkpoint in {run}; give --model_cpt")
+        metrics = score(trainer, task) | {"config": config}
+        if engine.rank == 0:
+            if model.config.lora is not None:
+                save_adapter(model, run / "adapter")
+            write_json(run / "metrics.json", metrics)
+            draw_lengths(metrics, run / "accuracy.png")
+    return metrics
+
+
+def score(trainer: Trainer, task: BabilongTask) -> dict:
+    """Validation and test metrics of the trained model."""
+    progress = trainer.progress
     metrics = {
-        "task": task_args.task_dataset, "trained_n_segments": task_args.max_n_segments,
+        "task": task.args.task_dataset, "trained_n_segments": task.args.max_n_segments,
         "update": progress.update, "tokens": progress.tokens, "stop_reason": progress.stop_reason,
-        "valid": trainer.validate(task.valid), "test": {}, "config": config,
+        "valid": trainer.validate(task.valid), "test": {},
     }  # fmt: skip
     for name, dataset in task.tests.items():
         result = trainer.validate(dataset, f"test {name}")
         result |= {"samples": len(dataset), "tokens": len(dataset.sample(0, 0)["input_ids"])}
         metrics["test"][name] = result
-    if engine.rank == 0:
-        if model.config.lora is not None:
-            save_adapter(model, run / "adapter")
-        write_json(run / "metrics.json", metrics)
-        draw_lengths(metrics, run / "accuracy.png")
     return metrics
 
 
 def finished(run: Path, config: dict) -> dict | None:
     """The metrics of a run that these options have already completed."""
     path = run / "metrics.json"
-    if not path.exists():
-        return None
-    metrics = json.loads(path.read_text(encoding="utf-8"))
-    if metrics["config"] != config:
+    metrics = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if metrics is None or metrics["config"] != config:
         return None
     say(f"{run} is done")
     return metrics

@@ -53,13 +53,17 @@ class TrainerArgs:
     reset_optimizer: bool = option(False, "with init_checkpoint: a fresh optimizer")
     reset_lr: bool = option(False, "with init_checkpoint: a fresh learning rate and schedule")
     skip_used_data: bool = option(False, "with init_checkpoint: go on behind the samples that it has seen")
+    allow_batch_change: bool = option(False, "resume with another number of samples an update")
+    max_hours: float | None = option(None, "hours after which this process saves and stops, to be continued")
+    max_skipped_updates: int = option(10, "updates in a row with a gradient that is not finite before the run fails")
     data_n_workers: int = option(0, "processes that prepare data on each rank; 0: the training process itself")
+    engine: str = option("auto", "auto: by the launcher; single, ddp (torchrun), horovod (horovodrun)")
     seed: int = option(42, "seed of initial weights, data order and samples")
 
     def __post_init__(self):
         if self.clip_grad_norm and self.clip_grad_value:
             raise UserError("clip_grad_norm and clip_grad_value exclude each other: give one")
-        for name in ("iters", "batch_size", "gradient_accumulation_steps", "keep_checkpoints"):
+        for name in ("iters", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "max_skipped_updates"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("log_interval", "valid_interval", "save_interval", "valid_batch_size", "early_stopping_patience"):

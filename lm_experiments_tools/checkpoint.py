@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import nn
 
@@ -31,13 +32,17 @@ class CheckpointError(RuntimeError):
     """No checkpoint of a run can be used; the message lists why."""
 
 
-def step_folder(run: Path, update: int) -> Path:
-    return run / "checkpoints" / f"step-{update:08d}"
+PENDING = "-pending"  # the validation of the update is still to be made
+
+
+def step_folder(run: Path, update: int, is_pending: bool = False) -> Path:
+    return run / "checkpoints" / f"step-{update:08d}{PENDING if is_pending else ''}"
 
 
 def step_folders(run: Path) -> list[Path]:
     """Checkpoints of a run, oldest first."""
-    return sorted((run / "checkpoints").glob("step-????????"))
+    folders = [*(run / "checkpoints").glob("step-????????"), *(run / "checkpoints").glob(f"step-????????{PENDING}")]
+    return sorted(folders, key=lambda folder: (folder.name[:13], PENDING not in folder.name))
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -45,6 +50,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
     Raises:
         FileExistsError: the folder exists; nothing is touched.
+        OSError: something could not be written; nothing is left.
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists; a checkpoint is never overwritten")
@@ -61,9 +67,9 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         _sync(temporary)
         temporary.rename(folder)
         _sync(folder.parent)
-    except OSError:
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two: of torch and safetensors on a full disk
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        raise OSError(f"{folder} could not be written: {error}") from error
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
@@ -124,9 +130,10 @@ def remove_leftovers(run: Path) -> None:
 
 
 def prune(run: Path, keep: int, best: Path | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the best."""
-    for folder in step_folders(run)[:-keep]:
-        if folder != best:
+    """Remove all but the newest `keep` checkpoints and the best; and what was pending before the newest."""
+    folders = step_folders(run)
+    for folder in folders[:-1]:
+        if folder != best and (folder not in folders[-keep:] or PENDING in folder.name):
             shutil.rmtree(folder)
 
 

@@ -17,8 +17,10 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from . import preemption
 from .errors import UserError
 from .loggers import say
+from .preemption import Preempted
 
 NULLS = ("", "~", "null")
 
@@ -33,11 +35,12 @@ class _Parser(HfArgumentParser):
 
 
 def parse(
-    argv: Sequence[str], *kinds: type, description: str = "", without_effect: dict[str, str] | None = None
+    argv: Sequence[str] | None, *kinds: type, description: str = "", without_effect: dict[str, str] | None = None
 ) -> tuple[Any, ...]:
     """Instances of the dataclasses `kinds`.
 
     Args:
+        argv: words of the command line; None: the program's own.
         without_effect: names of earlier scripts that are accepted with a warning, each with the reason.
 
     Raises:
@@ -48,7 +51,7 @@ def parse(
     without_effect = without_effect or {}
     for name in without_effect:
         parser.add_argument(f"--{name}", nargs="*", help="no effect: " + without_effect[name])
-    arguments = list(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     config = _config_file(arguments)
     if config is not None:
         arguments = to_arguments(read_yaml(config)) + arguments
@@ -162,9 +165,13 @@ def mendable(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Call a program; an error that the user can mend is one line on stderr and exit code 2."""
+    """Call a program. An error that the user can mend is one line on stderr and exit code 2; a run that was asked to
+    stop and is to be continued ends with `preemption.EXIT_CODE`."""
     try:
         main()
+    except Preempted as preempted:
+        say(f"saved, to be continued: {preempted}")
+        sys.exit(preemption.EXIT_CODE)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

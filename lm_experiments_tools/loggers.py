@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "log.jsonl"
         self._cut(update)
-        self.file = open(self.path, "a", encoding="utf-8")
+        self.file = open(self.path, "ab", buffering=0)
+        self.unwritten = b""  # rows that a full disk refused, to be tried again
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=update + 1)
 
     def _cut(self, update: int) -> None:
@@ -45,20 +47,42 @@ class RunLog:
         """One row: `values` after `update` updates and `samples` samples. Non-finite values are written as text."""
         row = {"split": split, "update": update, "samples": samples}
         row |= finite(values)
-        self.file.write(json.dumps(row, allow_nan=False) + "\n")
-        self.file.flush()
-        for name, value in values.items():
-            self.writer.add_scalar(f"{name}/iterations/{split}", value, update)
-            self.writer.add_scalar(f"{name}/samples/{split}", value, samples)
+        self._append(json.dumps(row, allow_nan=False) + "\n")
+        points = {f"{name}/iterations/{split}": (value, update) for name, value in values.items()}
+        self._show(points | {f"{name}/samples/{split}": (value, samples) for name, value in values.items()})
 
     def write_rates(self, update: int, rates: list[float]) -> None:
         """Learning rates of the parameter groups, under `lr/iterations/param_group_N`."""
-        for group, rate in enumerate(rates):
-            self.writer.add_scalar(f"lr/iterations/param_group_{group}", rate, update)
+        self._show({f"lr/iterations/param_group_{group}": (rate, update) for group, rate in enumerate(rates)})
+
+    def _append(self, text: str = "") -> None:
+        data = self.unwritten + text.encode()
+        try:
+            self.unwritten = data[self.file.write(data) :] if data else b""
+        except OSError as error:
+            if not self.unwritten:
+                say(f"warning: {self.path} cannot be written ({error}); rows are kept and tried again")
+            self.unwritten = data
+
+    def _show(self, points: dict[str, tuple[float, int]]) -> None:
+        """TensorBoard's writer does not come back from an error: it is only a view, and left out from then on."""
+        if self.writer is None:
+            return
+        try:
+            for tag, (value, step) in points.items():
+                self.writer.add_scalar(tag, value, step)
+        except OSError as error:
+            say(f"warning: TensorBoard's file cannot be written ({error}); {self.path.name} goes on")
+            self.writer = None
 
     def close(self) -> None:
+        self._append()
+        if self.unwritten:
+            say(f"warning: {self.path} lacks its last {len(self.unwritten):,} bytes")
         self.file.close()
-        self.writer.close()
+        if self.writer is not None:
+            with suppress(OSError):  # of a disk that is full at the very end; the rows are in the JSONL
+                self.writer.close()
 
 
 def finite(value: Any) -> Any:
@@ -86,5 +110,6 @@ def progress_bar(shown: bool, *args, **options) -> tqdm:
 
 def say(message: str) -> None:
     """A line on the console of rank 0 that leaves the progress bar whole."""
-    if os.environ.get("RANK", "0") == "0":  # set by torchrun, before there is an engine to ask
+    # set by torchrun and horovodrun, before there is an engine to ask
+    if os.environ.get("RANK", os.environ.get("HOROVOD_RANK", "0")) == "0":
         tqdm.write(message)

@@ -9,14 +9,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from .loggers import progress_bar
 from .metrics import Batch, MetricSums, num_labels
+from .preemption import Preempted
 
 if TYPE_CHECKING:
     from .trainer import Trainer
 
 
+class Interrupted(Preempted):
+    """A rank was asked to stop during the validation, which is given up on all of them; the message says why."""
+
+
 @torch.no_grad()
 def validate(trainer: Trainer, dataset: Dataset, split: str) -> dict[str, float]:
-    """Metrics of the Trainer's model over `dataset`; rank r takes samples r, r + ranks, ..."""
+    """Metrics of the Trainer's model over `dataset`; rank r takes samples r, r + ranks, ...
+
+    Raises:
+        Interrupted: on every rank, where any was asked to stop.
+    """
     engine, model = trainer.engine, trainer.model
     indexes = list(range(engine.rank, len(dataset), engine.world_size))
     loader = DataLoader(
@@ -31,6 +40,8 @@ def validate(trainer: Trainer, dataset: Dataset, split: str) -> dict[str, float]
     was_training = model.training
     model.eval()
     for batch in progress_bar(engine.rank == 0, loader, desc=split, unit=" batches", leave=False):
+        if trainer.stop_request.reason is not None:
+            break
         batch = trainer.to_device(batch)
         output = _predict(trainer, batch)
         count = num_labels(batch)
@@ -39,6 +50,9 @@ def validate(trainer: Trainer, dataset: Dataset, split: str) -> dict[str, float]
         if trainer.keep_for_metrics_fn:
             kept.append(trainer.keep_for_metrics_fn(batch, output))
     model.train(was_training)
+    reasons = [reason for reason in engine.gather(trainer.stop_request.reason) if reason]
+    if reasons:
+        raise Interrupted(reasons[0])
     return _means(sums, engine, len(indexes)) | _metrics_of_kept(trainer, kept, indexes, len(dataset))
 
 

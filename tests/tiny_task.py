@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from lm_experiments_tools import cli
 from lm_experiments_tools.args import TrainerArgs
+from lm_experiments_tools.status import reported
 from lm_experiments_tools.trainer import Trainer
 
 VOCAB = 11
@@ -72,7 +73,8 @@ def main():
     (args,) = cli.parse(sys.argv[1:], TrainerArgs)
     args.log_interval, args.valid_interval = args.log_interval or 1, args.valid_interval or 1
     trainer = make_trainer(args, dropout=0.1 if args.clip_grad_norm else 0.0)
-    trainer.train()
+    with reported(trainer.run, trainer.engine.rank, lambda: trainer.progress.update):
+        trainer.train()
     trainer.engine.close()
 
 

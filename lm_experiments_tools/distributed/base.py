@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ..errors import UserError
+
 
 class Engine(Protocol):
     """Ranks that train one model together.
@@ -16,18 +18,23 @@ class Engine(Protocol):
     Attributes:
         rank: 0 to world_size - 1. device: of this rank.
         gradient_scale: what a rank's loss is multiplied with so that reduced gradients are the sum over ranks.
+        settling_passes: backward passes after which gradients are summed in the order that they keep.
     """
 
     rank: int
     world_size: int
     device: torch.device
     gradient_scale: float
+    settling_passes: int
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The module to call in training; its gradients are reduced over ranks."""
 
     def no_reduction(self, module: nn.Module) -> AbstractContextManager:
         """Inside, backward passes only accumulate on this rank."""
+
+    def reduce_gradients(self, module: nn.Module) -> None:
+        """After the last backward pass of an update: sum over ranks what the backward pass has not."""
 
     def sum_(self, tensor: torch.Tensor) -> None:
         """Sum over ranks, in place."""
@@ -43,12 +50,28 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def make_engine() -> Engine:
-    """DDP under a launcher that sets WORLD_SIZE (torchrun), a single process otherwise."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+ENGINES = ("auto", "single", "ddp", "horovod")
+
+
+def make_engine(name: str = "auto") -> Engine:
+    """The engine of this name; auto: by what the launcher sets, torchrun WORLD_SIZE, horovodrun HOROVOD_SIZE.
+
+    Raises:
+        UserError: no such engine, or Horovod is not installed.
+    """
+    if name == "auto":
+        launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        name = "horovod" if "HOROVOD_SIZE" in os.environ else "ddp" if launched else "single"
+    if name == "ddp":
         from .torch_ddp import DdpEngine
 
         return DdpEngine()
-    from .single import SingleEngine
+    if name == "horovod":
+        from .horovod import HorovodEngine
 
-    return SingleEngine()
+        return HorovodEngine()
+    if name == "single":
+        from .single import SingleEngine
+
+        return SingleEngine()
+    raise UserError(f"no engine {name!r}; choose one of {', '.join(ENGINES)}")

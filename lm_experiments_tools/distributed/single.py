@@ -11,6 +11,7 @@ class SingleEngine:
     rank = 0
     world_size = 1
     gradient_scale = 1.0
+    settling_passes = 0
 
     def __init__(self):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -20,6 +21,9 @@ class SingleEngine:
 
     def no_reduction(self, module: nn.Module):
         return nullcontext()
+
+    def reduce_gradients(self, module: nn.Module) -> None:
+        pass
 
     def sum_(self, tensor: torch.Tensor) -> None:
         pass

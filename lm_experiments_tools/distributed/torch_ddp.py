@@ -16,6 +16,7 @@ class DdpEngine:
         dist.init_process_group("nccl" if cuda else "gloo")
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.gradient_scale = float(self.world_size)  # DDP averages over ranks
+        self.settling_passes = 2  # DDP orders its buckets anew after the first backward pass
         self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(self.device)
@@ -25,6 +26,9 @@ class DdpEngine:
 
     def no_reduction(self, module: nn.Module):
         return module.no_sync()
+
+    def reduce_gradients(self, module: nn.Module) -> None:
+        pass
 
     def sum_(self, tensor: torch.Tensor) -> None:
         dist.all_reduce(tensor)

@@ -1,0 +1,68 @@
+"""Horovod data parallel, started by horovodrun: NCCL on GPUs, gloo on CPUs; see `scripts/install_horovod.sh`."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+
+
+class HorovodEngine:
+    """Gradients are summed once an update, after its last backward pass, in one group.
+
+    `hvd.DistributedOptimizer` is not used: it drops optimizer state that was loaded before it wraps, and reduces in
+    hooks, in an order that repeats at more than two ranks only without fusion.
+    """
+
+    gradient_scale = 1.0  # gradients are summed, not averaged
+    settling_passes = 0
+
+    def __init__(self):
+        try:
+            import horovod.torch as hvd
+        except ImportError as error:
+            raise UserError("engine horovod: Horovod is not installed; run scripts/install_horovod.sh") from error
+        self.hvd = hvd
+        hvd.init()
+        self.rank, self.world_size = hvd.rank(), hvd.size()
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", hvd.local_rank()) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(self.device)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        self.hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+        return model
+
+    def no_reduction(self, module: nn.Module):
+        return nullcontext()
+
+    def reduce_gradients(self, module: nn.Module) -> None:
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        if gradients:
+            handle = self.hvd.grouped_allreduce_async_(gradients, op=self.hvd.Sum, name="gradients")
+            self.hvd.synchronize(handle)
+
+    def sum_(self, tensor: torch.Tensor) -> None:
+        self.hvd.allreduce_(tensor, op=self.hvd.Sum, name="sum")
+
+    def gather(self, value: Any) -> list[Any]:
+        return self.hvd.allgather_object(value, name="gather")
+
+    @contextmanager
+    def main_first(self):
+        if self.rank:
+            self.barrier()
+        yield
+        if not self.rank:
+            self.barrier()
+
+    def barrier(self) -> None:
+        self.hvd.barrier()
+
+    def close(self) -> None:
+        self.hvd.shutdown()
