@@ -77,8 +77,7 @@ def ranks_of(run):
 
 
 @needs_horovod
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_under_horovod_a_dead_rank_ends_the_job_and_the_restarted_job_ends_the_same(tmp_path, ranks):
+def test_under_horovod_a_dead_rank_ends_the_job_and_the_restarted_job_ends_the_same(tmp_path, ranks=4):
     code, output = finish(start_horovod(tmp_path / "whole", ranks))
     assert code == 0 and read_status(tmp_path / "whole")["status"] == "done", output
     process = start_horovod(tmp_path / "killed", ranks)

@@ -13,7 +13,7 @@ from lm_experiments_tools.preemption import EXIT_CODE
 from lm_experiments_tools.status import read_status
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
 def test_a_signal_ends_the_update_saves_and_asks_to_be_started_again(tmp_path, uninterrupted, number):
     process = start(tmp_path)
     wait_for_update(tmp_path, 12)
@@ -70,8 +70,7 @@ def test_the_time_limit_saves_and_stops(tmp_path, uninterrupted):
     assert_same(tmp_path, uninterrupted(1))
 
 
-@pytest.mark.parametrize("whom", ["launcher", "one rank"])
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks, whom", [(2, "one rank"), (3, "launcher")])
 def test_under_torchrun_all_ranks_stop_at_the_same_update(tmp_path, uninterrupted, ranks, whom):
     process = start(tmp_path, ranks)
     wait_for_update(tmp_path, 12)
@@ -89,7 +88,7 @@ def test_under_torchrun_all_ranks_stop_at_the_same_update(tmp_path, uninterrupte
     assert_same(tmp_path, uninterrupted(ranks))
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("ranks", [3, 4])  # where DDP sums in another order before it settles
 def test_a_rank_that_dies_takes_the_job_down_and_the_restarted_job_ends_the_same(tmp_path, uninterrupted, ranks):
     process = start(tmp_path, ranks)
     wait_for_update(tmp_path, 12)
