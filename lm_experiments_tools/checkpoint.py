@@ -1,7 +1,7 @@
 """Checkpoint folders that are whole or not there.
 
-    RUN/checkpoints/step-00001200/   weights (safetensors), tokenizer, optimizer.pt, rng.pt, trainer_state.json,
-                                     manifest.json (sizes and SHA-256 of all of them)
+    RUN/checkpoints/step-00001200/   weights (safetensors), tokenizer, optimizer.pt, ranks.pt (random generators, sums
+                                     not yet logged), trainer_state.json, manifest.json (sizes, SHA-256 of all of them)
     RUN/best -> checkpoints/step-... a link, so that it changes in one step
 
 A folder is written under `.tmp`, synced and renamed. Nothing here executes a pickle: `weights_only=True`.

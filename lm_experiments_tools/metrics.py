@@ -24,6 +24,18 @@ class MetricSums:
         pair = torch.stack((mean * weight, torch.full_like(mean, weight)))
         self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """The sums of this rank, on the CPU."""
+        return {name: pair.cpu() for name, pair in self.sums.items()}
+
+    def load(self, states: list[dict[str, torch.Tensor]]) -> None:
+        """Go on from what `state` returned on some ranks."""
+        self.sums = {}
+        for state in states:
+            for name, pair in state.items():
+                pair = pair.to(self.engine.device)
+                self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
     def means(self) -> dict[str, float]:
         """Means over all ranks; forgets the sums. A name that any rank has must have been added on every rank."""
         if not self.sums:

@@ -82,6 +82,7 @@ class Trainer:
         self.engine = engine or make_engine(args.engine)
         self.run = Path(args.model_path) if args.model_path else None
         self.progress = Progress()
+        self.sums = MetricSums(self.engine)  # of training, since the last log
         self.stop_request = StopRequest(args.max_hours)
         self.save_problem: str | None = None
         self.saved: Path | None = None  # the newest checkpoint that this process wrote or loaded
@@ -119,8 +120,7 @@ class Trainer:
 
     def _loop(self, module: nn.Module, batches: Iterator[Batch]) -> str | None:
         """Updates, validations and saves; returns why the ranks agreed to stop before the end, if they did."""
-        progress, watch = self.progress, Stopwatch(self.progress)
-        sums = MetricSums(self.engine)
+        progress, watch, sums = self.progress, Stopwatch(self.progress), self.sums
         bar = progress_bar(
             self._is_main, total=self.args.iters, initial=progress.update, unit=" updates", desc="training"
         )

@@ -55,11 +55,11 @@ def save(trainer: Trainer) -> Path | None:
         Its folder; None where the disk refused it, which is said on the console and kept in `trainer.save_problem`.
     """
     engine, run = trainer.engine, trainer.run
-    rng = engine.gather(checkpoint.rng_state())
+    ranks = engine.gather({"rng": checkpoint.rng_state(), "sums": trainer.sums.state()})
     folder, problem = folder_of(trainer), None
     if engine.rank == 0:
         try:
-            checkpoint.write_folder(folder, lambda path: _fill(trainer, path, rng))
+            checkpoint.write_folder(folder, lambda path: _fill(trainer, path, ranks))
             best = trainer.progress.best_update if trainer.args.save_best else None
             best = checkpoint.step_folder(run, best) if best is not None else None
             checkpoint.link_best(run, best if best is not None and best.exists() else None)
@@ -75,13 +75,13 @@ def save(trainer: Trainer) -> Path | None:
     return folder
 
 
-def _fill(trainer: Trainer, folder: Path, rng: list[dict]) -> None:
+def _fill(trainer: Trainer, folder: Path, ranks: list[dict]) -> None:
     checkpoint.save_weights(trainer.model, folder)
     if trainer.tokenizer is not None:
         trainer.tokenizer.save_pretrained(folder)
     parts = {name: getattr(trainer, name) for name in PARTS}
     torch.save({name: part.state_dict() for name, part in parts.items() if part}, folder / "optimizer.pt")
-    torch.save(rng, folder / "rng.pt")
+    torch.save(ranks, folder / "ranks.pt")
     state = asdict(trainer.progress) | {"global_batch_size": trainer.global_batch_size}
     (folder / "trainer_state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
 
@@ -140,8 +140,14 @@ def _load(trainer: Trainer, folder: Path) -> dict[str, Any] | None:
     _load_parts(trainer, folder, PARTS)
     if trainer.run and trainer.engine.rank == 0 and trainer.args.save_best and state["best_update"] is not None:
         checkpoint.link_best(trainer.run, checkpoint.step_folder(trainer.run, state["best_update"]))
-    rng = torch.load(folder / "rng.pt", weights_only=True)
-    return rng[trainer.engine.rank] if len(rng) == trainer.engine.world_size else None
+    ranks = torch.load(folder / "ranks.pt", weights_only=True)
+    engine = trainer.engine
+    if len(ranks) == engine.world_size:
+        own = ranks[engine.rank]
+        trainer.sums.load([own["sums"]])
+        return own["rng"]
+    trainer.sums.load([rank["sums"] for rank in ranks] if engine.rank == 0 else [])
+    return None
 
 
 def _load_parts(trainer: Trainer, folder: Path, names: tuple[str, ...]) -> None:

@@ -9,6 +9,8 @@ Shapes: B batch, N input tokens, T new tokens of a piece, R read and W write tok
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +36,7 @@ class RecurrentGeneration:
         inputs = super().prepare_inputs_for_generation(input_ids, *args, past_key_values=past_key_values, **kwargs)
         if past_key_values is not None:
             inputs.pop("memory_state", None)  # it has moved into the cache
-        known = inspect.signature(self.forward).parameters
+        known = _parameters(type(self).forward)
         return {name: value for name, value in inputs.items() if name in known}  # stop_strings' tokenizer is in them
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, is_encoder_decoder: bool = False, **kwargs):
@@ -45,6 +47,11 @@ class RecurrentGeneration:
         return super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, **kwargs
         )
+
+
+@lru_cache
+def _parameters(function: Callable) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 class Reader:

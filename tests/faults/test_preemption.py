@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import assert_same, finish, start, wait_for_file, wait_for_update, workers_of
+from processes import assert_same, finish, result, start, wait_for_file, wait_for_update, workers_of
 
 from lm_experiments_tools import checkpoint
 from lm_experiments_tools.preemption import EXIT_CODE
@@ -28,6 +28,17 @@ def test_a_signal_ends_the_update_saves_and_asks_to_be_started_again(tmp_path, u
     assert code == 0 and f"resumed from {checkpoint.step_folder(tmp_path, status['update'])}" in output
     assert read_status(tmp_path)["status"] == "done"
     assert_same(tmp_path, uninterrupted(1))
+
+
+def test_a_value_that_is_logged_rarely_is_whole_after_a_stop_between_two_logs(tmp_path):
+    code, output = finish(start(tmp_path / "whole", log_interval=10))
+    assert code == 0, output
+    process = start(tmp_path / "stopped", log_interval=10, fault="stop-after 13")
+    code, output = finish(process)
+    assert code == EXIT_CODE and read_status(tmp_path / "stopped")["update"] == 13, output
+    code, output = finish(start(tmp_path / "stopped", log_interval=10))
+    assert code == 0, output
+    assert_same(tmp_path / "stopped", result(tmp_path / "whole"))
 
 
 def test_a_signal_inside_a_validation_gives_it_up_and_the_resumed_run_makes_it(tmp_path, uninterrupted):
