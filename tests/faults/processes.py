@@ -23,14 +23,7 @@ RUN = dict(
 def start(run, ranks=1, fault=None, **options):
     """A run of `tiny_task.py` as processes of its own; `fault`: see `faulty_task.py`."""
     words = [f"--{name}={value}" for name, value in (RUN | options).items() if value is not None]
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={ranks}",
-        f"--max-restarts={restarts}",
-    ]
-    launcher = torchrun if ranks > 1 else []
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     command = [
         sys.executable,
         *launcher,
