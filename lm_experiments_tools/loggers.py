@@ -4,7 +4,6 @@ import json
 import math
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +80,10 @@ class RunLog:
             say(f"warning: {self.path} lacks its last {len(self.unwritten):,} bytes")
         self.file.close()
         if self.writer is not None:
-            with suppress(OSError):  # of a disk that is full at the very end; the rows are in the JSONL
+            try:
                 self.writer.close()
+            except OSError as error:
+                say(f"warning: TensorBoard's file lacks its end ({error}); {self.path.name} has it")
 
 
 def finite(value: Any) -> Any:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 class DdpEngine:
     def __init__(self):
         cuda = torch.cuda.is_available()
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("nccl" if cuda else "gloo", **_meeting_place())
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.gradient_scale = float(self.world_size)  # DDP averages over ranks
         self.settling_passes = 2  # DDP orders its buckets anew after the first backward pass
@@ -51,3 +51,17 @@ class DdpEngine:
 
     def close(self) -> None:
         dist.destroy_process_group()
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Where ranks find each other: by default what torchrun's environment says.
+
+    On a single node, torchrun gives every restart of its ranks (--max-restarts) the store of the one before, in which
+    they would find the addresses of dead ranks: each restart gets names of its own.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    ranks = int(os.environ["WORLD_SIZE"])
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), ranks, is_master=False)
+    own_names = dist.PrefixStore(f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    return {"store": own_names, "rank": int(os.environ["RANK"]), "world_size": ranks}

@@ -20,10 +20,11 @@ RUN = dict(
 )  # fmt: skip
 
 
-def start(run, ranks=1, fault=None, **options):
-    """A run of `tiny_task.py` as processes of its own; `fault`: see `faulty_task.py`."""
+def start(run, ranks=1, fault=None, restarts=0, **options):
+    """A run of `tiny_task.py` as processes of its own; `fault`: see `faulty_task.py`; `restarts`: by torchrun."""
     words = [f"--{name}={value}" for name, value in (RUN | options).items() if value is not None]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--max-restarts={restarts}"]
+    launcher = [*torchrun, f"--nproc_per_node={ranks}"] if ranks > 1 else []
     command = [
         sys.executable,
         *launcher,

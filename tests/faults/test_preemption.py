@@ -113,3 +113,13 @@ def test_a_rank_that_dies_takes_the_job_down_and_the_restarted_job_ends_the_same
     code, output = finish(start(tmp_path, ranks))
     assert code == 0, output
     assert_same(tmp_path, uninterrupted(ranks))
+
+
+def test_torchrun_restarts_a_job_by_itself_and_it_ends_the_same(tmp_path, uninterrupted):
+    process = start(tmp_path, ranks=3, restarts=1)
+    wait_for_update(tmp_path, 12)
+    os.kill(workers_of(process)[-1], signal.SIGKILL)
+    code, output = finish(process, seconds=180)
+    assert code == 0 and "resumed from" in output, output
+    assert read_status(tmp_path)["status"] == "done"
+    assert_same(tmp_path, uninterrupted(3))
