@@ -3,13 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import TIMINGS, finish, launch, wait_for_update
 from tiny_task import TinyData, TinyModel, collate, make_trainer
 from torch import nn
 
@@ -73,29 +71,14 @@ def test_two_ranks_under_torchrun_make_the_same_update_and_metrics(tmp_path, ran
 
 
 def run_tiny(run, ranks=1, kill_after=None, **options):
-    """`tiny_task.py` as a process of its own; `kill_after` seconds: SIGKILL. Returns its exit code."""
-    words = [f"--{name}={value}" for name, value in options.items()]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *launcher, str(TESTS / "tiny_task.py"), f"--model_path={run}", *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """A run in processes of its own; `kill_after` updates: SIGKILL. Returns its output."""
+    process = launch(run, options, ranks)
     if kill_after is not None:
-        wait_for_updates(run, kill_after)
+        wait_for_update(run, kill_after)
         process.send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=180)
-    assert process.returncode == (0 if kill_after is None else -signal.SIGKILL), output
+    code, output = finish(process)
+    assert code == (0 if kill_after is None else -signal.SIGKILL), output
     return output
-
-
-def wait_for_updates(run, updates):
-    """Until the log has a row of this update, whatever the machine's speed."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        log = run / "log.jsonl"
-        if log.exists() and log.read_text().count('"split": "train"') >= updates:
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"no update {updates} in {run}")
 
 
 def valid_rows(run):
@@ -103,7 +86,6 @@ def valid_rows(run):
     return [row for row in rows if row["split"] == "valid"]
 
 
-TIMINGS = {"tokens_per_second", "samples_per_second", "data_wait_share"}
 RESUMABLE = dict(
     iters=60, batch_size=4, gradient_accumulation_steps=2, save_interval=7, valid_interval=5, log_interval=1,
     save_best=True, lr_scheduler="linear", num_warmup_steps=10, clip_grad_norm=1.0,

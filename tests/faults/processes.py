@@ -20,20 +20,20 @@ RUN = dict(
 )  # fmt: skip
 
 
-def start(run, ranks=1, fault=None, restarts=0, **options):
+def launch(run, options, ranks=1, fault=None, restarts=0):
     """A run of `tiny_task.py` as processes of its own; `fault`: see `faulty_task.py`; `restarts`: by torchrun."""
-    words = [f"--{name}={value}" for name, value in (RUN | options).items() if value is not None]
+    words = [f"--{name}={value}" for name, value in options.items() if value is not None]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--max-restarts={restarts}"]
     launcher = [*torchrun, f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    command = [
-        sys.executable,
-        *launcher,
-        str(TESTS / ("faults/faulty_task.py" if fault else "tiny_task.py")),
-        f"--model_path={run}",
-        *words,
-    ]
+    program = TESTS / ("faults/faulty_task.py" if fault else "tiny_task.py")
+    command = [sys.executable, *launcher, str(program), f"--model_path={run}", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}:{TESTS}", "FAULT": fault or ""}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def start(run, ranks=1, fault=None, restarts=0, **options):
+    """`launch` with the options of this suite."""
+    return launch(run, RUN | options, ranks, fault, restarts)
 
 
 def finish(process, seconds=120):
