@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from . import checkpoint, training_state
 from .args import TrainerArgs
@@ -157,9 +157,7 @@ class Trainer:
             return
         rng, keyed = checkpoint.rng_state(), KeyedDataset(self.train_dataset)
         samples = [keyed[0, index % len(self.train_dataset)] for index in range(self.args.batch_size)]
-        batch = self.to_device(
-            self.collate_fn(samples) if self.collate_fn else torch.utils.data.default_collate(samples)
-        )
+        batch = self.to_device((self.collate_fn or default_collate)(samples))
         module.train()
         for _ in range(self.engine.settling_passes):
             with self.autocast():

@@ -39,9 +39,8 @@ class ArmtCache:
     def mask(self, lengths: Tensor, added: int) -> Tensor | None:
         """(B, C + added) bool on the CPU: the columns of the open segments when `lengths` (B,) more tokens of each row
         stand at the start of `added` new columns; None: all."""
-        old = torch.arange(self.columns) >= self.columns - self.used.unsqueeze(1)
         new = torch.arange(added) < lengths.unsqueeze(1)
-        mask = torch.cat((old, new), dim=1)
+        mask = torch.cat((self._open_columns(), new), dim=1)
         return None if bool(mask.all()) else mask
 
     def append(self, lengths: Tensor, added: int) -> None:
@@ -60,7 +59,11 @@ class ArmtCache:
         """Forget the open segments of `rows` (B,) bool on the CPU, which `state` holds now."""
         self.state = state
         self.used = self.used.masked_fill(rows, 0)
-        self._compact(torch.arange(self.columns) >= self.columns - self.used.unsqueeze(1))
+        self._compact(self._open_columns())
+
+    def _open_columns(self) -> Tensor:
+        """(B, C) bool: the columns of each row's open segment."""
+        return torch.arange(self.columns) >= self.columns - self.used.unsqueeze(1)
 
     def _compact(self, mask: Tensor) -> None:
         """Move the columns of `mask` (B, C) to the right end of each row, and drop those that no row uses."""

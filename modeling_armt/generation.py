@@ -98,11 +98,11 @@ class Reader:
         plan = plan_segments(shape, mask, model.config.segment_size, model.config.segment_alignment)
         closed, last = split_last_segments(plan, shape[0])
         selection, kept = Selection([*closed, last], shape, wanted), []
-        if state is not None:
-            model.check_state(state, shape[0])
         if closed:
             kept, written = model.run_segments(embeddings, closed, state, selection, write_last=True)
             state = state if written is None else written
+        elif state is not None:
+            model.check_state(state, shape[0])
         cache = ArmtCache(model.empty_state(shape[0]) if state is None else state)
         return [last], kept, cache, selection
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -48,6 +49,16 @@ class Engine(Protocol):
     def barrier(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+@contextmanager
+def rank_0_first(engine: Engine) -> Iterator[None]:
+    """`Engine.main_first` where there are ranks to wait for."""
+    if engine.rank:
+        engine.barrier()
+    yield
+    if not engine.rank:
+        engine.barrier()
 
 
 ENGINES = ("auto", "single", "ddp", "horovod")

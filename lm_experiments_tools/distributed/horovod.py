@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import UserError
+from .base import rank_0_first
 
 
 class HorovodEngine:
@@ -53,13 +54,8 @@ class HorovodEngine:
     def gather(self, value: Any) -> list[Any]:
         return self.hvd.allgather_object(value, name="gather")
 
-    @contextmanager
     def main_first(self):
-        if self.rank:
-            self.barrier()
-        yield
-        if not self.rank:
-            self.barrier()
+        return rank_0_first(self)
 
     def barrier(self) -> None:
         self.hvd.barrier()

@@ -1,13 +1,14 @@
 """`torch.distributed` data parallel, started by torchrun: NCCL on GPUs, gloo on CPUs."""
 
 import os
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from .base import rank_0_first
 
 
 class DdpEngine:
@@ -38,13 +39,8 @@ class DdpEngine:
         dist.all_gather_object(values, value)
         return values
 
-    @contextmanager
     def main_first(self):
-        if self.rank:
-            dist.barrier()
-        yield
-        if not self.rank:
-            dist.barrier()
+        return rank_0_first(self)
 
     def barrier(self) -> None:
         dist.barrier()

@@ -6,7 +6,6 @@ this folder, listed in `backbones/__init__.py`.
 Shapes: B batch, T positions, D model width, V vocabulary.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,17 +30,20 @@ class LayerInputs:
     cache: Cache | None
 
 
-class Backbone(ABC):
+class Backbone:
     """A view of a causal language model; it owns no parameters and holds no state.
 
     Attributes:
         model_types: of the Hugging Face configurations that belong to the family.
         learned_positions: positions are embeddings, added before the first layer.
+        layers_name, norm_name: of the decoder layers and the final norm in the decoder.
         cache_name: keyword of the layers for the key-value cache.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
     learned_positions: ClassVar[bool] = False
+    layers_name: ClassVar[str] = "layers"
+    norm_name: ClassVar[str] = "norm"
     cache_name: ClassVar[str] = "past_key_values"
 
     def __init__(self, model: PreTrainedModel):
@@ -59,14 +61,14 @@ class Backbone(ABC):
         return [SLIDING if sliding else FULL] * self.config.num_hidden_layers
 
     @property
-    @abstractmethod
     def layers(self) -> nn.ModuleList:
         """The decoder layers, lowest first."""
+        return getattr(self.decoder, self.layers_name)
 
     @property
-    @abstractmethod
     def final_norm(self) -> nn.Module:
         """What stands between the last layer and the head."""
+        return getattr(self.decoder, self.norm_name)
 
     @property
     def max_positions(self) -> int:

@@ -1,6 +1,6 @@
 """Falcon with rotary positions. Its layers return their attention weights beside the hidden states."""
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .base import FULL, Backbone, LayerInputs
@@ -8,19 +8,12 @@ from .base import FULL, Backbone, LayerInputs
 
 class Falcon(Backbone):
     model_types = ("falcon",)
+    layers_name, norm_name = "h", "ln_f"
 
     def __init__(self, model: PreTrainedModel):
         if model.config.alibi:
             raise ValueError("this Falcon has ALiBi positions (alibi=True in its configuration); only rotary ones work")
         super().__init__(model)
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        return self.decoder.h
-
-    @property
-    def final_norm(self) -> nn.Module:
-        return self.decoder.ln_f
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         return {FULL: self.decoder.rotary_emb(hidden, position_ids=positions)}

@@ -1,6 +1,6 @@
 """GPT-NeoX (Pythia): rotary positions on a part of each head, attention and MLP in parallel."""
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache
 
 from .base import FULL, Backbone, LayerInputs
@@ -8,15 +8,8 @@ from .base import FULL, Backbone, LayerInputs
 
 class GptNeoX(Backbone):
     model_types = ("gpt_neox",)
+    norm_name = "final_layer_norm"
     cache_name = "layer_past"
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        return self.decoder.layers
-
-    @property
-    def final_norm(self) -> nn.Module:
-        return self.decoder.final_layer_norm
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         return {FULL: self.decoder.rotary_emb(hidden, position_ids=positions)}

@@ -8,15 +8,8 @@ from .base import Backbone, LayerInputs
 
 class LearnedPositions(Backbone):
     model_types = ("gpt2",)
+    layers_name, norm_name = "h", "ln_f"
     learned_positions = True
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        return self.decoder.h
-
-    @property
-    def final_norm(self) -> nn.Module:
-        return self.decoder.ln_f
 
     def begin(
         self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None = None
@@ -36,14 +29,11 @@ class Opt(LearnedPositions):
     """The table of positions has two unused rows in front; the smallest models project the embeddings."""
 
     model_types = ("opt",)
+    layers_name = "layers"
 
     def __init__(self, model):
         super().__init__(model)
         self.decoder = self.decoder.decoder
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        return self.decoder.layers
 
     @property
     def final_norm(self) -> nn.Module:

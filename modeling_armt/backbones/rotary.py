@@ -4,21 +4,13 @@ Layers may differ in their attention: full or a sliding window (Mistral, Qwen 2,
 has its own rotary base.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import Backbone
 
 
 class Rotary(Backbone):
     model_types = ("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "smollm3", "gemma2")
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        return self.decoder.layers
-
-    @property
-    def final_norm(self) -> nn.Module:
-        return self.decoder.norm
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         return dict.fromkeys(self.kinds, self.decoder.rotary_emb(hidden, position_ids=positions))
