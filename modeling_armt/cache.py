@@ -14,7 +14,7 @@ from .state import RecurrentState
 
 
 class ArmtCache:
-    """The memory and the open segment of every row; `past_key_values` of the recurrent models.
+    """The memory and the open segment of every row; `cache` of the recurrent models.
 
     Attributes:
         state: memory of the closed segments.
@@ -24,6 +24,7 @@ class ArmtCache:
     """
 
     is_compileable = is_croppable = False  # what Hugging Face's generation asks of a cache
+    is_linear = (False,)  # of its layers: a prompt is cut to what the cache has not read
 
     def __init__(self, state: RecurrentState):
         self.state = state

@@ -37,7 +37,7 @@ class RecurrentConfig(PreTrainedConfig):
 
     sub_configs = {"backbone_config": AutoConfig}
     attribute_map = {"k2": "bptt_depth"}
-    keys_to_ignore_at_inference = ["memory_state", "past_key_values"]  # by Hugging Face's Trainer in evaluation
+    keys_to_ignore_at_inference = ["memory_state", "cache"]  # by Hugging Face's Trainer in evaluation
 
     backbone_config: Any = None
     segment_size: int = 512

@@ -24,6 +24,8 @@ from .state import Memory, RecurrentState
 if TYPE_CHECKING:
     from .modeling_base import RecurrentModel
 
+CACHE_NAMES = ("cache", "past_key_values")  # since transformers 5.24, and before
+
 
 class RecurrentGeneration:
     """What Hugging Face's `GenerationMixin` has to know about a memory."""
@@ -32,12 +34,18 @@ class RecurrentGeneration:
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # the first forward makes an `ArmtCache`
 
-    def prepare_inputs_for_generation(self, input_ids, *args, past_key_values=None, **kwargs) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, past_key_values=past_key_values, **kwargs)
-        if past_key_values is not None:
+    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict[str, Any]:
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if any(inputs.get(name) is not None for name in CACHE_NAMES):
             inputs.pop("memory_state", None)  # it has moved into the cache
         known = _parameters(type(self).forward)
         return {name: value for name, value in inputs.items() if name in known}  # stop_strings' tokenizer is in them
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs: dict[str, Any], *args, **kwargs):
+        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        if "cache" in outputs and "cache" not in model_kwargs:  # before transformers 5.24
+            model_kwargs["past_key_values"] = outputs.cache
+        return model_kwargs
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, is_encoder_decoder: bool = False, **kwargs):
         """Beams and several returned sequences of a prompt start from the same memory."""
@@ -83,7 +91,7 @@ class Reader:
             plan, kept, cache, selection = self._start(embeddings, mask, state, wanted)
         else:
             if state is not None:
-                raise ValueError("give either memory_state or past_key_values, which holds a memory itself")
+                raise ValueError("give either memory_state or cache, which holds a memory itself")
             self.model.check_state(cache.state, shape[0])
             plan, kept = self._pieces(mask, shape, cache), []
             selection = Selection(plan, shape, wanted)

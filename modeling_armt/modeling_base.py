@@ -43,14 +43,19 @@ class ArmtOutput(ModelOutput):
         target_logits: (n, V), logits at the positions that predict `labels[:, 1:] != -100`, in row-major order;
             when asked for.
         memory_state: memory after the last segment.
-        past_key_values: memory and open segment, with `use_cache`.
+        cache: memory and open segment, with `use_cache`; before transformers 5.24 its name was `past_key_values`.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     target_logits: Tensor | None = None
     memory_state: RecurrentState | None = None
-    past_key_values: ArmtCache | None = None
+    cache: ArmtCache | None = None
+
+    @property
+    def past_key_values(self) -> ArmtCache | None:
+        """The earlier name of `cache`."""
+        return self.cache
 
 
 class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, PreTrainedModel, GenerationMixin, ABC):
@@ -206,6 +211,7 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         memory_state: RecurrentState | None = None,
+        cache: ArmtCache | None = None,
         past_key_values: ArmtCache | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
@@ -225,9 +231,10 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
             labels: (B, N), -100 is ignored, shifted inside. The head runs at labelled positions only.
             memory_state: memory before the first segment. Handing over the state of a call that ended at a border
                 of segments equals one call on the joined input.
-            past_key_values: memory and open segment of an earlier call with `use_cache`, which the input continues;
+            cache: memory and open segment of an earlier call with `use_cache`, which the input continues;
                 `attention_mask` may cover what was read before. The cache is changed in place.
-            use_cache: leave the last segment open, for tokens to come; the output has `past_key_values` instead of
+            past_key_values: the earlier name of `cache`.
+            use_cache: leave the last segment open, for tokens to come; the output has `cache` instead of
                 `memory_state`.
             logits_to_keep: logits of the last so many tokens of each row, wherever its padding stands; 0: of all.
             num_items_in_batch: divide the summed loss by this instead of the number of targets (Hugging Face's
@@ -235,7 +242,7 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
             output_logits: compute logits everywhere; by default without labels only.
             output_target_logits: return the logits at labelled positions.
             output_memory_state: False skips the last segment's memory tokens, which only the next call would need.
-            commit_open_segment: with `past_key_values`, write a full segment to memory before the next token; False:
+            commit_open_segment: with `cache`, write a full segment to memory before the next token; False:
                 let it grow, up to the positions of the backbone.
             output_attentions, output_hidden_states: not kept; there for wrappers that pass them on.
             return_dict: False returns the values that are not None as a tuple.
@@ -253,16 +260,17 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
             raise ValueError(f"labels have shape {tuple(labels.shape)}; the input has {shape}")
         if output_logits is None:
             output_logits = labels is None
-        if attention_mask is not None and past_key_values is not None:
+        cache = past_key_values if cache is None else cache
+        if attention_mask is not None and cache is not None:
             attention_mask = attention_mask[:, -shape[1] :]
         targets = None if labels is None else target_positions(labels, attention_mask)
         wanted = targets
         if output_logits:
             wanted = last_tokens(shape, attention_mask, logits_to_keep) if logits_to_keep and labels is None else None
-        if use_cache or past_key_values is not None:
+        if use_cache or cache is not None:
             reader = Reader(self, commit_open_segment)
-            hidden, cache = reader.read(embeddings, attention_mask, memory_state, past_key_values, wanted)
-            after, reaches_memory = {"past_key_values": cache}, True
+            hidden, cache = reader.read(embeddings, attention_mask, memory_state, cache, wanted)
+            after, reaches_memory = {"cache": cache}, True
         else:
             plan = plan_segments(shape, attention_mask, self.config.segment_size, self.config.segment_alignment)
             selection = Selection(plan, shape, wanted)

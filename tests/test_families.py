@@ -69,7 +69,7 @@ def test_token_by_token_equals_one_forward_for_rows_at_different_places(family, 
     output = model(ids, attention_mask=mask, use_cache=True)
     steps = []
     for token in more.split(1, dim=1):
-        output = model(token, past_key_values=output.past_key_values)
+        output = model(token, cache=output.cache)
         steps.append(output.logits)
     for i, row in enumerate(rows):
         whole = model(torch.cat((row, more[i : i + 1]), dim=1)).logits

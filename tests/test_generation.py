@@ -40,7 +40,7 @@ def test_pieces_of_any_length_equal_one_forward(family, kind):
     output = model(ids, attention_mask=mask, use_cache=True)
     pieces = []
     for piece in more.split([1, SEGMENT + 3, 3, 2 * SEGMENT, 5], dim=1):
-        output = model(piece, past_key_values=output.past_key_values)
+        output = model(piece, cache=output.cache)
         pieces.append(output.logits)
     for i, row in enumerate(rows):
         whole = model(torch.cat((row, more[i : i + 1]), dim=1)).logits
@@ -52,9 +52,9 @@ def test_padding_between_pieces_is_skipped(kind):
     ids, more = tokens(2, SEGMENT + 1), tokens(2, SEGMENT, seed=3)
     mask = torch.ones_like(more)
     mask[1, 2:] = 0
-    cache = model(ids, use_cache=True).past_key_values
-    output = model(more, attention_mask=mask, past_key_values=cache)
-    after = model(ids[:, :1], past_key_values=output.past_key_values).logits
+    cache = model(ids, use_cache=True).cache
+    output = model(more, attention_mask=mask, cache=cache)
+    after = model(ids[:, :1], cache=output.cache).logits
     for i, length in enumerate((SEGMENT, 2)):
         row = torch.cat((ids[i], more[i, :length], ids[i, :1])).unsqueeze(0)
         whole = model(row).logits[0]
@@ -65,9 +65,9 @@ def test_padding_between_pieces_is_skipped(kind):
 def test_the_cache_stays_as_large_as_a_segment_whatever_the_rows_places(kind):
     model = make(kind=kind)
     ids, mask, _ = padded([tokens(1, 5), tokens(1, 2)], "left")
-    cache = model(ids, attention_mask=mask, use_cache=True).past_key_values
+    cache = model(ids, attention_mask=mask, use_cache=True).cache
     for token in tokens(2, 6 * SEGMENT).split(1, dim=1):
-        model(token, past_key_values=cache)
+        model(token, cache=cache)
         assert cache.columns <= SEGMENT + model.memory_sizes[0]
         assert cache.keys_values.get_seq_length() == cache.columns
 
@@ -137,7 +137,7 @@ def test_criteria_scores_and_the_returned_cache():
     close(output.scores[3], model(output.sequences[:, :-1]).logits[:, -1])
     # the cache goes on where generation ended, also when the whole conversation is given again
     longer = torch.cat((output.sequences, tokens(1, 3)), dim=1)
-    continued = model.generate(longer, past_key_values=output.past_key_values, max_new_tokens=4, **GREEDY)
+    continued = model.generate(longer, cache=output.cache, max_new_tokens=4, **GREEDY)
     assert torch.equal(continued, model.generate(longer, max_new_tokens=4, **GREEDY))
 
 
@@ -166,9 +166,9 @@ def test_an_open_segment_that_is_not_committed_grows(kind):
     ids = tokens(1, SEGMENT + 2)
     output = model(ids, use_cache=True)
     for token in tokens(1, SEGMENT + 3).split(1, dim=1):
-        output = model(token, past_key_values=output.past_key_values, commit_open_segment=False)
-    assert output.past_key_values.state.segments_seen.tolist() == [1]
-    assert output.past_key_values.used.tolist() == [2 + SEGMENT + 3 + model.memory_sizes[0]]
+        output = model(token, cache=output.cache, commit_open_segment=False)
+    assert output.cache.state.segments_seen.tolist() == [1]
+    assert output.cache.used.tolist() == [2 + SEGMENT + 3 + model.memory_sizes[0]]
     generated = model.generate(ids, max_new_tokens=2 * SEGMENT, commit_open_segment=False, **GREEDY)
     committed = model.generate(ids, max_new_tokens=2 * SEGMENT, **GREEDY)
     room = SEGMENT - 2
@@ -179,9 +179,9 @@ def test_a_cache_is_refused_beside_a_state_and_for_another_batch():
     model = make()
     output = model(tokens(1, 4), use_cache=True)
     state = model(tokens(1, SEGMENT)).memory_state
-    with pytest.raises(ValueError, match="either memory_state or past_key_values"):
-        model(tokens(1, 1), past_key_values=output.past_key_values, memory_state=state)
+    with pytest.raises(ValueError, match="either memory_state or cache"):
+        model(tokens(1, 1), cache=output.cache, memory_state=state)
     with pytest.raises(ValueError, match="no token in any row"):
-        model(tokens(1, 1), attention_mask=torch.zeros(1, 1), past_key_values=output.past_key_values)
+        model(tokens(1, 1), attention_mask=torch.zeros(1, 1), cache=output.cache)
     with pytest.raises(ValueError, match=r"\(3, 1, 24, 16\).*\(3, 2, 24, 16\)"):
-        model(tokens(2, 1), past_key_values=output.past_key_values)
+        model(tokens(2, 1), cache=output.cache)

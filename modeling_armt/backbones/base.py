@@ -6,7 +6,10 @@ this folder, listed in `backbones/__init__.py`.
 Shapes: B batch, T positions, D model width, V vocabulary.
 """
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -30,6 +33,13 @@ class LayerInputs:
     cache: Cache | None
 
 
+@lru_cache
+def _cache_name(function: Callable) -> str:
+    """Its keyword for the key-value cache, which differs by family and by version (5.24) of transformers."""
+    names = inspect.signature(function).parameters
+    return next(name for name in ("cache", "past_key_values", "layer_past") if name in names)
+
+
 class Backbone:
     """A view of a causal language model; it owns no parameters and holds no state.
 
@@ -37,14 +47,12 @@ class Backbone:
         model_types: of the Hugging Face configurations that belong to the family.
         learned_positions: positions are embeddings, added before the first layer.
         layers_name, norm_name: of the decoder layers and the final norm in the decoder.
-        cache_name: keyword of the layers for the key-value cache.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
     learned_positions: ClassVar[bool] = False
     layers_name: ClassVar[str] = "layers"
     norm_name: ClassVar[str] = "norm"
-    cache_name: ClassVar[str] = "past_key_values"
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
@@ -101,7 +109,7 @@ class Backbone:
             "config": self.config,
             "inputs_embeds": embeddings,
             "attention_mask": mask,
-            "past_key_values": cache,
+            _cache_name(create_causal_mask): cache,
         }
         create = {FULL: create_causal_mask, SLIDING: create_sliding_window_causal_mask}
         masks = {kind: create[kind](**arguments) for kind in dict.fromkeys(self.kinds)}
@@ -110,10 +118,14 @@ class Backbone:
     def run_layer(self, number: int, hidden: Tensor, inputs: LayerInputs) -> Tensor:
         """Decoder layer `number`, from 0: (B, T, D) -> (B, T, D)."""
         kind = self.kinds[number]
-        arguments: dict[str, Any] = {"attention_mask": inputs.masks[kind], self.cache_name: inputs.cache}
+        layer = self.layers[number]
+        arguments: dict[str, Any] = {
+            "attention_mask": inputs.masks[kind],
+            _cache_name(type(layer).forward): inputs.cache,
+        }
         if inputs.rotary:
             arguments["position_embeddings"] = inputs.rotary[kind]
-        return self.layers[number](hidden, **arguments)
+        return layer(hidden, **arguments)
 
     @property
     def softcap(self) -> float | None:

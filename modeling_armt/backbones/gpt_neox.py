@@ -9,7 +9,6 @@ from .base import FULL, Backbone, LayerInputs
 class GptNeoX(Backbone):
     model_types = ("gpt_neox",)
     norm_name = "final_layer_norm"
-    cache_name = "layer_past"
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         return {FULL: self.decoder.rotary_emb(hidden, position_ids=positions)}
