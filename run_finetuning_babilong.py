@@ -6,7 +6,6 @@
 Continues by itself after a kill; run again when done, it only prints the result.
 """
 
-import json
 from pathlib import Path
 
 from transformers import set_seed
@@ -16,11 +15,13 @@ from lm_experiments_tools import checkpoint, cli
 from lm_experiments_tools.args import OptimizerArgs, TrainerArgs
 from lm_experiments_tools.data.babilong_task import BabilongArgs, BabilongTask, exact_match, prompts
 from lm_experiments_tools.distributed import make_engine
+from lm_experiments_tools.dry_run import estimate
 from lm_experiments_tools.errors import UserError
 from lm_experiments_tools.evaluation.report import draw_lengths, length_table, write_json
 from lm_experiments_tools.loggers import say
 from lm_experiments_tools.optim import make_optimizer
-from lm_experiments_tools.run_folder import locked
+from lm_experiments_tools.provenance import record_start
+from lm_experiments_tools.run_folder import finished, locked, rank_log
 from lm_experiments_tools.run_options import WITHOUT_EFFECT, RunArgs
 from lm_experiments_tools.status import reported
 from lm_experiments_tools.trainer import Trainer
@@ -28,7 +29,7 @@ from modeling_armt import options as model_options
 from modeling_armt.adapters import save_adapter, trainable_table
 
 
-def main(argv: list[str] | None = None) -> dict:
+def main(argv: list[str] | None = None) -> dict | None:
     transformers_logging.disable_progress_bar()  # a bar for each saved checkpoint
     kinds = (RunArgs, BabilongArgs, model_options.ModelArgs, OptimizerArgs, TrainerArgs)
     parsed = cli.parse(argv, *kinds, description=__doc__, without_effect=WITHOUT_EFFECT)
@@ -38,16 +39,21 @@ def main(argv: list[str] | None = None) -> dict:
     run, config = Path(trainer_args.model_path), cli.resolved(*parsed)
     done = finished(run, config)
     if done is None:
-        engine = make_engine(trainer_args.engine)
+        engine = make_engine(trainer_args.engine, trainer_args.collective_timeout)
         try:
-            with locked(run, engine):
-                done = train_and_test(run, config, engine, *parsed)
+            if run_args.dry_run:
+                trainer, _ = build(config, engine, *parsed)
+                say(f"{cli.to_yaml(config)}\n{trainable_table(trainer.model)}\n{estimate(trainer)}")
+            else:
+                with locked(run, engine), rank_log(run, engine.rank):
+                    done = train_and_test(run, config, engine, *parsed)
         finally:
             engine.close()
     return done
 
 
-def train_and_test(run, config, engine, run_args, task_args, model_args, optimizer_args, trainer_args) -> dict:
+def build(config, engine, run_args, task_args, model_args, optimizer_args, trainer_args):
+    """The Trainer and its task."""
     if model_args.model_cpt:
         weights = checkpoint.weights_folder(model_args.model_cpt)
         if task_args.tokenizer is None and (weights / "tokenizer_config.json").exists():
@@ -58,33 +64,38 @@ def train_and_test(run, config, engine, run_args, task_args, model_args, optimiz
         model = model_options.build_model(model_args, task_args.segment_size, task.tokenizer)
     if model_args.model_cpt:
         checkpoint.load_weights(model, weights)
-    if engine.rank == 0:
-        cli.write_config(run, config)
-        say(f"{type(model).__name__} on {engine.world_size} x {engine.device}\n{trainable_table(model)}")
     groups = model.parameter_groups(optimizer_args.memory_lr, optimizer_args.memory_weight_decay)
+    optimizer = make_optimizer(groups, optimizer_args, trainer_args.lr)
     trainer = Trainer(
-        trainer_args,
-        model,
-        make_optimizer(groups, optimizer_args, trainer_args.lr),
-        task.train,
-        task.valid,
+        trainer_args, model, optimizer, task.train, task.valid,
         collate_fn=task.collate,
         batch_metrics_fn=exact_match,
         forward_kwargs={"output_memory_state": False, "output_target_logits": True},
         generate_kwargs=task.generate_kwargs(),
         generate_inputs_fn=prompts,
-        tokenizer=task.tokenizer,
-        engine=engine,
-    )
+        examples_fn=task.examples,
+        tokenizer=task.tokenizer, config=config, engine=engine,
+    )  # fmt: skip
+    return trainer, task
+
+
+def train_and_test(run, config, engine, run_args, task_args, model_args, *others) -> dict:
+    trainer, task = build(config, engine, run_args, task_args, model_args, *others)
+    model = trainer.model
+    if engine.rank == 0:
+        cli.write_config(run, config)
+        record_start(run, engine.world_size)
+        say(f"{type(model).__name__} on {engine.world_size} x {engine.device}\n{trainable_table(model)}")
     with trainer.stop_request, reported(run, engine.rank, lambda: trainer.progress.update):
         if not run_args.validate_only:
             trainer.train()
         if not (run_args.validate_only and model_args.model_cpt) and trainer.load_best() is None:
             raise UserError(f"validate_only: no checkpoint in {run}; give --model_cpt")
         metrics = score(trainer, task) | {"config": config}
+        weights = checkpoint.whole_weights(model, keep=engine.rank == 0)
         if engine.rank == 0:
             if model.config.lora is not None:
-                save_adapter(model, run / "adapter")
+                save_adapter(model, run / "adapter", weights)
             write_json(run / "metrics.json", metrics)
             draw_lengths(metrics, run / "accuracy.png")
     return metrics
@@ -105,15 +116,5 @@ def score(trainer: Trainer, task: BabilongTask) -> dict:
     return metrics
 
 
-def finished(run: Path, config: dict) -> dict | None:
-    """The metrics of a run that these options have already completed."""
-    path = run / "metrics.json"
-    metrics = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if metrics is None or metrics["config"] != config:
-        return None
-    say(f"{run} is done")
-    return metrics
-
-
 if __name__ == "__main__":
-    cli.run(lambda: say(length_table(main())))
+    cli.run(lambda: (metrics := main()) and say(length_table(metrics)))

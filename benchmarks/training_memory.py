@@ -11,52 +11,17 @@ process is sampled every 5 ms, on CUDA the allocator is asked.
 import argparse
 import ctypes
 import json
-import threading
 import time
 from pathlib import Path
 
 import torch
 from transformers import GPT2Config
 
+from lm_experiments_tools.peak_memory import PeakMemory
 from modeling_armt import ArmtForCausalLM
 
 GB = 1e9
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
-
-
-class PeakMemory:
-    """Most bytes held inside the `with`, above those held at its start."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-
-    def __enter__(self) -> "PeakMemory":
-        self.start = self.peak = self._now()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            self.running = True
-            self.thread = threading.Thread(target=self._watch)
-            self.thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.device.type == "cuda":
-            self.peak = torch.cuda.max_memory_allocated(self.device)
-        else:
-            self.running = False
-            self.thread.join()
-        self.bytes = self.peak - self.start
-
-    def _now(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.memory_allocated(self.device)
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-    def _watch(self) -> None:
-        while self.running:
-            self.peak = max(self.peak, self._now())
-            time.sleep(0.005)
 
 
 def step(model, optimizer, segments: int, dense: bool) -> float:

@@ -20,6 +20,9 @@ class TrainerArgs:
     model_path: str | None = option(None, "run folder: checkpoints, logs and metrics go here")
     iters: int = option(100, "updates to make")
     batch_size: int = option(1, "samples of one micro-batch on one rank")
+    auto_micro_batch: bool = option(
+        False, "out of memory: halve the micro-batch and double the accumulation; costs some overlap on several ranks"
+    )
     gradient_accumulation_steps: int = option(1, "micro-batches of one update on each rank")
     valid_batch_size: int | None = option(None, "samples of one validation batch on one rank; default: batch_size")
     lr: float | None = option(None, "learning rate; default: the optimizer's own")
@@ -40,16 +43,19 @@ class TrainerArgs:
     log_interval: int | None = option(None, "updates between training log lines")
     valid_interval: int | None = option(None, "updates between validations")
     save_interval: int | None = option(None, "updates between checkpoints")
+    async_save: bool = option(False, "write checkpoints in the background, from a copy in memory")
     keep_checkpoints: int = option(2, "newest checkpoints to keep beside the best")
     save_best: bool = option(False, "keep the checkpoint with the best optimize_metric, under RUN/best")
     optimize_metric: str = option("loss", "validation metric that decides what is best")
     optimize_mode: Literal["min", "max"] = option("min", "whether a lower or a higher optimize_metric is better")
+    eval_on_start: bool = option(False, "also validate before the first update")
     early_stopping_patience: int | None = option(None, "validations without improvement before the run stops")
     desired_metric: float | None = option(None, "the run stops once optimize_metric is this good")
+    show_valid_examples: int = option(3, "predictions of a validation that are shown as text in the logs")
     use_generate_on_valid: bool = option(False, "also generate on validation, for metrics of generated text")
     resume: str = option("auto", "auto: continue the run in model_path, if any; never: refuse to; or a checkpoint")
     init_checkpoint: str | None = option(None, "checkpoint of another run to start from, with its optimizer and update")
-    reset_iteration: bool = option(False, "with init_checkpoint: count updates from 0")
+    reset_iteration: bool = option(False, "with init_checkpoint: count updates from 0; the schedule goes on")
     reset_optimizer: bool = option(False, "with init_checkpoint: a fresh optimizer")
     reset_lr: bool = option(False, "with init_checkpoint: a fresh learning rate and schedule")
     skip_used_data: bool = option(False, "with init_checkpoint: go on behind the samples that it has seen")
@@ -57,7 +63,11 @@ class TrainerArgs:
     max_hours: float | None = option(None, "hours after which this process saves and stops, to be continued")
     max_skipped_updates: int = option(10, "updates in a row with a gradient that is not finite before the run fails")
     data_n_workers: int = option(0, "processes that prepare data on each rank; 0: the training process itself")
-    engine: str = option("auto", "auto: by the launcher; single, ddp (torchrun), horovod (horovodrun)")
+    engine: str = option("auto", "auto: by the launcher; single, ddp or fsdp (torchrun), horovod (horovodrun)")
+    collective_timeout: float | None = option(None, "seconds that a rank waits for the others; default: the engine's")
+    peak_tflops: float | None = option(
+        None, "of the device, in TFLOP/s, for the logged utilisation; default: that of a matrix product, measured"
+    )
     seed: int = option(42, "seed of initial weights, data order and samples")
 
     def __post_init__(self):

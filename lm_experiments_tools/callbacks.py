@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .loggers import RunLog, say
 
@@ -34,9 +34,14 @@ class Callback:
 
 
 class RunLogger(Callback):
-    """Console, `log.jsonl` and TensorBoard, from rank 0."""
+    """Console, `log.jsonl` and TensorBoard, from rank 0.
 
-    def __init__(self):
+    Args:
+        config: options that TensorBoard shows beside the final metric.
+    """
+
+    def __init__(self, config: dict[str, Any]):
+        self.config = config
         self.log: RunLog | None = None
 
     def on_train_begin(self, trainer: Trainer) -> None:
@@ -49,9 +54,14 @@ class RunLogger(Callback):
 
     def on_validate_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         self._write(trainer, "valid", metrics)
+        if self.log and trainer.examples:
+            self.log.write_examples(trainer.progress.update, trainer.progress.samples, trainer.examples)
 
     def on_train_end(self, trainer: Trainer) -> None:
         if self.log:
+            progress = trainer.progress
+            if progress.stop_reason is not None and progress.best_metric is not None:
+                self.log.write_hyper_parameters(self.config, {trainer.args.optimize_metric: progress.best_metric})
             self.log.close()
             self.log = None
 

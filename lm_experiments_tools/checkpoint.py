@@ -10,6 +10,7 @@ A folder is written under `.tmp`, synced and renamed. Nothing here executes a pi
 import hashlib
 import json
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .distributed.shards import Tensors, split_like, whole
 from .errors import UserError
 from .loggers import say
 
@@ -32,6 +34,7 @@ class CheckpointError(RuntimeError):
     """No checkpoint of a run can be used; the message lists why."""
 
 
+UNFINISHED = ".tmp"
 PENDING = "-pending"  # the validation of the update is still to be made
 
 
@@ -54,7 +57,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists; a checkpoint is never overwritten")
-    temporary = folder.with_name(folder.name + ".tmp")
+    temporary = folder.with_name(folder.name + UNFINISHED)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -125,7 +128,7 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 def remove_leftovers(run: Path) -> None:
     """Remove folders that a killed save left behind."""
-    for folder in (run / "checkpoints").glob("step-*.tmp"):
+    for folder in (run / "checkpoints").glob(f"step-*{UNFINISHED}"):
         shutil.rmtree(folder)
 
 
@@ -161,12 +164,43 @@ def weights_folder(name: str | Path) -> Path:
     return folder / "best" if (folder / "best").is_dir() else folder
 
 
-def save_weights(model: nn.Module, folder: Path) -> None:
-    """`save_pretrained` where the model has it, else one safetensors file."""
+def whole_weights(model: nn.Module, keep: bool, copy: bool = False) -> Tensors:
+    """The model's tensors by name, tied ones being one tensor; every rank must call.
+
+    Args:
+        keep: False: only take part in gathering. copy: on the CPU, so that they no longer change.
+    """
+    named, found = model.state_dict(keep_vars=True), {}
+    for tensor in named.values():
+        if id(tensor) not in found:
+            gathered = whole(tensor.detach())
+            found[id(tensor)] = gathered.to("cpu", copy=True) if copy and keep else gathered if keep else None
+    return {name: found[id(tensor)] for name, tensor in named.items()} if keep else {}
+
+
+def save_weights(model: nn.Module, weights: Tensors, folder: Path) -> None:
+    """`save_pretrained` where the model has it, else one safetensors file, of the `weights` of `model`."""
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder)
-    else:
-        save_model(model, str(folder / "model.safetensors"))
+        model.save_pretrained(folder, state_dict=weights)
+        return
+    first_names = {id(tensor): name for name, tensor in reversed(weights.items())}
+    distinct = {name: weights[name].contiguous().clone() for name in first_names.values()}  # CUDA's RNNs share memory
+    save_file(distinct, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def read(path: Path, load: Callable[[Path], Any]) -> Any:
+    """What `load`, which must execute nothing, makes of a file of a checkpoint.
+
+    Raises:
+        UserError: the file is damaged or holds something else; the message names it.
+    """
+    try:
+        return load(path)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged or holds something else ({type(error).__name__}); move {path.parent} away to go on "
+            "from the checkpoint before"
+        ) from error
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -178,10 +212,10 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"no weights (*.safetensors) in {folder}")
-    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    own = model.state_dict()
-    loaded = {own[name].data_ptr() for name in weights.keys() & own.keys()}
-    missing = [name for name, tensor in own.items() if name not in weights and tensor.data_ptr() not in loaded]
+    weights = {name: tensor for file in files for name, tensor in read(file, load_file).items()}
+    own = model.state_dict(keep_vars=True)  # tied tensors are one object
+    loaded = {id(own[name]) for name in weights.keys() & own.keys()}
+    missing = [name for name, tensor in own.items() if name not in weights and id(tensor) not in loaded]
     extra = sorted(weights.keys() - own.keys())
     shapes = [
         f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
@@ -192,7 +226,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         found = [f"{title}: {', '.join(names[:3])}" for title, names in
                  (("missing", missing), ("unexpected", extra), ("shapes", shapes)) if names]  # fmt: skip
         raise UserError(f"{folder} holds another architecture ({'; '.join(found)})")
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict({name: split_like(tensor, own[name]) for name, tensor in weights.items()}, strict=False)
 
 
 def rng_state() -> dict[str, Any]:

@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from . import preemption
 from .errors import UserError
 from .loggers import say
 from .preemption import Preempted
+from .status import exit_code
 
 NULLS = ("", "~", "null")
 
@@ -141,6 +141,11 @@ def resolved(*options: Any) -> dict[str, Any]:
     return {name: value for instance in options for name, value in asdict(instance).items()}
 
 
+def to_yaml(options: dict[str, Any]) -> str:
+    """Options as a file that `read_yaml` takes."""
+    return yaml.safe_dump(options, sort_keys=False)
+
+
 def write_config(folder: Path, options: dict[str, Any]) -> None:
     """Keep the resolved options of a run as `config.yaml`; a resumed run warns about what changed."""
     path = folder / "config.yaml"
@@ -151,7 +156,7 @@ def write_config(folder: Path, options: dict[str, Any]) -> None:
                 say(f"warning: {name} was {before[name]!r} when {folder} was started, now {value!r}")
     folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+    temporary.write_text(to_yaml(options), encoding="utf-8")
     temporary.replace(path)
 
 
@@ -171,7 +176,7 @@ def run(main: Callable[[], Any]) -> None:
         main()
     except Preempted as preempted:
         say(f"saved, to be continued: {preempted}")
-        sys.exit(preemption.EXIT_CODE)
+        sys.exit(exit_code(preempted))
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(exit_code(error))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .args import TrainerArgs
+from .distributed.shards import whole
 from .sampling import TrainSampler
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def clip_gradients(parameters: Iterable[nn.Parameter], args: TrainerArgs) -> torch.Tensor:
     """Clip accumulated, reduced gradients as `args` say; returns their norm before that."""
     trained = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in trained])
+    norm = whole(nn.utils.get_total_norm([parameter.grad for parameter in trained]))
     if args.clip_grad_norm:
         nn.utils.clip_grads_with_norm_(trained, args.clip_grad_norm, norm)
     elif args.clip_grad_value:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,27 @@ class RunLog:
         """Learning rates of the parameter groups, under `lr/iterations/param_group_N`."""
         self._show({f"lr/iterations/param_group_{group}": (rate, update) for group, rate in enumerate(rates)})
 
+    def write_examples(self, update: int, samples: int, texts: list[str]) -> None:
+        """What was predicted in a validation, under `examples/valid`."""
+        self._append(json.dumps({"split": "examples", "update": update, "samples": samples, "texts": texts}) + "\n")
+        text = "\n\n".join(f"    {line}" for text in texts for line in text.splitlines())
+        self._to_tensorboard(lambda writer: writer.add_text("examples/valid", text, update))
+
+    def write_hyper_parameters(self, config: Row, metrics: dict[str, float]) -> None:
+        """A row of TensorBoard's table: options, and what they led to."""
+        from torch.utils.tensorboard.summary import hparams
+
+        shown = {name: v if isinstance(v, (bool, int, float, str)) else str(v) for name, v in config.items()}
+        final = {f"best/{name}": value for name, value in metrics.items()}
+
+        def write(writer) -> None:
+            for summary in hparams(shown, final):
+                writer.file_writer.add_summary(summary)
+            for name, value in final.items():
+                writer.add_scalar(name, value)
+
+        self._to_tensorboard(write)
+
     def _append(self, text: str = "") -> None:
         data = self.unwritten + text.encode()
         try:
@@ -64,12 +86,18 @@ class RunLog:
             self.unwritten = data
 
     def _show(self, points: dict[str, tuple[float, int]]) -> None:
+        def write(writer) -> None:
+            for tag, (value, step) in points.items():
+                writer.add_scalar(tag, value, step)
+
+        self._to_tensorboard(write)
+
+    def _to_tensorboard(self, write: Callable[[Any], None]) -> None:
         """TensorBoard's writer does not come back from an error: it is only a view, and left out from then on."""
         if self.writer is None:
             return
         try:
-            for tag, (value, step) in points.items():
-                self.writer.add_scalar(tag, value, step)
+            write(self.writer)
         except OSError as error:
             say(f"warning: TensorBoard's file cannot be written ({error}); {self.path.name} goes on")
             self.writer = None

@@ -10,6 +10,11 @@ from transformers.optimization import Adafactor
 from .args import OptimizerArgs, TrainerArgs
 from .errors import UserError
 
+# schedules of transformers that want options of their own or a metric at each step (use_lr_drop is the plateau)
+WITH_OTHER_NEEDS = {
+    "reduce_lr_on_plateau", "greedy", "warmup_stable_decay", "cosine_with_min_lr", "cosine_warmup_with_min_lr",
+}  # fmt: skip
+
 
 def make_optimizer(parameters: Iterable[torch.nn.Parameter] | list[dict], args: OptimizerArgs, lr: float | None):
     """The optimizer named by `args.optimizer`, fused where torch offers it.
@@ -48,7 +53,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, args: TrainerArgs):
     """
     if args.lr_scheduler is None:
         return None
-    names = [kind.value for kind in SchedulerType]
+    names = [kind.value for kind in SchedulerType if kind.value not in WITH_OTHER_NEEDS]
     if args.lr_scheduler not in names:
         raise UserError(f"no lr_scheduler {args.lr_scheduler!r}; choose one of {', '.join(names)}")
     return get_scheduler(

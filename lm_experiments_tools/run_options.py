@@ -9,6 +9,7 @@ from .args import option
 class RunArgs:
     """What the runner does."""
 
+    dry_run: bool = option(False, "print options, parameters, and an estimate of memory and time, and write nothing")
     validate_only: bool = option(False, "no training: validate and test model_cpt, or else the best of model_path")
 
 
@@ -29,7 +30,6 @@ WITHOUT_EFFECT = {
     "recurrent_wrapper_cls": "the model is chosen by model_type, from_pretrained and model_cfg",
     "report_to": "TensorBoard and log.jsonl are always written",
     "rwkv_tokenizer": "give tokenizer",
-    "show_valid_examples": "predictions are scored, not shown",
     "working_dir": "start the program in the folder that paths are relative to",
     "wrap_pos": "memory tokens take the positions behind their segment",
 }

@@ -14,7 +14,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
-from .preemption import Preempted
+from .errors import UserError
+from .preemption import EXIT_CODE, Preempted
 
 Status = Literal["running", "done", "preempted", "failed"]
 NAME = "status.json"
@@ -34,6 +35,11 @@ def read_status(run: Path) -> dict | None:
     """The content of the file, or None if there is none."""
     path = run / NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def exit_code(error: BaseException) -> int:
+    """Of a process that this error ends: 75 to be continued, 2 for the user to mend, 1 for all else."""
+    return EXIT_CODE if isinstance(error, Preempted) else 2 if isinstance(error, UserError) else 1
 
 
 @contextmanager

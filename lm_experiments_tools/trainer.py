@@ -9,26 +9,29 @@ The model is any module whose output has `output["loss"]`, the mean over the lab
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from . import checkpoint, training_state
 from .args import TrainerArgs
 from .callbacks import Callback, RunLogger, StopConditions
 from .distributed import Engine, make_engine
 from .errors import UserError
-from .health import clip_gradients, stop_at_repeated_skips
 from .loggers import progress_bar, say
-from .metrics import Batch, MetricSums, num_labels
+from .metrics import Batch, MetricSums
 from .optim import PlateauDrop, make_schedule
 from .preemption import Preempted, StopRequest
 from .sampling import KeyedDataset, TrainSampler
+from .saving import Saver
 from .training_state import Progress
+from .update import make_update, settle
+from .utilisation import Utilisation
 from .validation import Interrupted, validate
 
 
@@ -45,9 +48,14 @@ class Trainer:
         generate_inputs_fn: batch -> keyword arguments of `model.generate`; with `use_generate_on_valid`, the
             generated ids are in `output["generation_outputs"]`.
         stop_metric_condition: validation metrics -> whether to stop.
+        examples_fn: (batch, output) -> a text for each sample, with what was predicted, shown after validations.
         callbacks: see `callbacks.py`; called behind the Trainer's own logs and stop conditions.
         tokenizer: saved with every checkpoint.
+        config: all options of the run, for TensorBoard's table of hyper-parameters; default: `args`.
         engine: default: by the launcher's environment.
+
+    Attributes:
+        examples: texts of the last validation, on rank 0.
     """
 
     def __init__(
@@ -67,8 +75,10 @@ class Trainer:
         generate_kwargs: dict | None = None,
         generate_inputs_fn: Callable[[Batch], Batch] | None = None,
         stop_metric_condition: Callable[[dict[str, float]], bool] | None = None,
+        examples_fn: Callable[[Batch, Any], list[str]] | None = None,
         callbacks: Sequence[Callback] = (),
         tokenizer: Any = None,
+        config: dict[str, Any] | None = None,
         engine: Engine | None = None,
     ):
         self.args, self.model, self.optimizer = args, model, optimizer
@@ -78,15 +88,18 @@ class Trainer:
         self.keep_for_metrics_fn, self.metrics_fn = keep_for_metrics_fn, metrics_fn
         self.forward_kwargs, self.generate_kwargs = forward_kwargs or {}, generate_kwargs or {}
         self.generate_inputs_fn, self.tokenizer = generate_inputs_fn, tokenizer
-        self.callbacks = [RunLogger(), StopConditions(stop_metric_condition), *callbacks]
-        self.engine = engine or make_engine(args.engine)
+        self.examples_fn, self.examples = examples_fn, []
+        self.callbacks = [RunLogger(config or asdict(args)), StopConditions(stop_metric_condition), *callbacks]
+        self.engine = engine or make_engine(args.engine, args.collective_timeout)
         self.run = Path(args.model_path) if args.model_path else None
         self.progress = Progress()
         self.sums = MetricSums(self.engine)  # of training, since the last log
         self.stop_request = StopRequest(args.max_hours)
-        self.save_problem: str | None = None
-        self.saved: Path | None = None  # the newest checkpoint that this process wrote or loaded
+        self.saver = Saver(self)
         model.to(self.engine.device)
+        dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
+        self.utilisation = Utilisation(self.engine.device, dtype, args.peak_tflops)
+        self.module: nn.Module | None = None  # the model as the engine wraps it
         self.schedule = make_schedule(optimizer, args) if optimizer is not None else None
         self.plateau = PlateauDrop(optimizer, self.schedule, args) if args.use_lr_drop else None
         if args.valid_interval and not (valid_dataset is not None and len(valid_dataset)):
@@ -99,21 +112,24 @@ class Trainer:
             Preempted: asked to stop by a signal or `max_hours`; the run is saved and can be continued.
             OSError: the last checkpoint could not be written.
         """
+        if self.module is None:
+            self.module = self.engine.wrap(self.model, self.optimizer)
         restored_rng = training_state.restore(self)
         if self.progress.stop_reason is not None:
             return self.progress
-        module, batches = self.engine.wrap(self.model), self._train_batches()
-        self._settle(module)
+        batches = self.train_batches()
+        settle(self, self.module)
         if restored_rng is not None:
             checkpoint.set_rng_state(restored_rng)
         with self.stop_request:
-            self._call("on_train_begin")
+            self.call("on_train_begin")
             try:
-                preempted = self._loop(module, batches)
+                preempted = self._loop(self.module, batches)
+                self.saver.finish()
             finally:
-                self._call("on_train_end")
-        if self.save_problem:
-            raise OSError(self.save_problem)
+                self.call("on_train_end")
+        if self.saver.problem:
+            raise OSError(self.saver.problem)
         if preempted:
             raise Preempted(f"{preempted} at update {self.progress.update}")
         return self.progress
@@ -126,103 +142,43 @@ class Trainer:
         )
         preempted = None
         while progress.stop_reason is None and preempted is None:
-            if not self.is_validation_due():  # else an earlier process was stopped before it
+            # else an earlier process was stopped before the validation, or init_checkpoint has made them
+            if not self.is_validation_due() and progress.update < self.args.iters:
                 with watch.waiting():
                     micro_batches = [next(batches) for _ in range(self.args.gradient_accumulation_steps)]
                 preempted = self.step(module, micro_batches, sums)
                 if preempted is None:
                     bar.update()
-                    self._call("on_update_end", self._values(sums, watch) if self._is_log_due() else None)
+                    self.call("on_update_end", self._values(sums, watch) if self._is_log_due() else None)
             if preempted is None and self.is_validation_due():
                 preempted = self._validate_and_judge()
             if preempted is None and progress.update >= self.args.iters and progress.stop_reason is None:
-                progress.stop_reason = f"made all {self.args.iters} updates"
-            if self.run and (preempted or self._is_save_due()) and self.saved != training_state.folder_of(self):
+                progress.stop_reason = training_state.all_updates_made(progress.update)
+            if self.run and (preempted or self._is_save_due()) and self.saver.newest != training_state.folder_of(self):
                 self.save()
         bar.close()
         if self._is_main:
             say(f"stopped at update {progress.update}: {preempted or progress.stop_reason}")
         return preempted
 
-    def _call(self, moment: str, *values: Any) -> None:
+    def call(self, moment: str, *values: Any) -> None:
+        """Call that method of all callbacks."""
         for callback in self.callbacks:
             getattr(callback, moment)(self, *values)
 
-    def _settle(self, module: nn.Module) -> None:
-        """Backward passes whose gradients are thrown away, where an engine sums in another order in its first ones.
+    def step(self, module: nn.Module, batches: list[Batch], sums: MetricSums) -> str | None:
+        """One update; see `update.make_update`."""
+        return make_update(self, module, batches, sums)
 
-        So the first update of a resumed run is bit for bit that of the uninterrupted one.
-        """
-        if not self.engine.settling_passes:
-            return
-        rng, keyed = checkpoint.rng_state(), KeyedDataset(self.train_dataset)
-        samples = [keyed[0, index % len(self.train_dataset)] for index in range(self.args.batch_size)]
-        batch = self.to_device((self.collate_fn or default_collate)(samples))
-        module.train()
-        for _ in range(self.engine.settling_passes):
-            with self.autocast():
-                output = module(**self.batch_transform_fn(batch), **self.forward_kwargs)
-            (output["loss"].nan_to_num() * 0).backward()
-        self.optimizer.zero_grad(set_to_none=True)
-        checkpoint.set_rng_state(rng)
-
-    def step(self, module: nn.Module, micro_batches: list[Batch], sums: MetricSums) -> str | None:
-        """One update: the gradient of the sum of token losses over all micro-batches and ranks / their count.
-
-        An update whose gradient is not finite leaves the weights as they are, on all ranks alike.
-
-        Returns:
-            None; or why the ranks agreed to stop instead of making this update.
-        """
-        counts = [num_labels(batch) for batch in micro_batches]
-        wants_to_stop = self.stop_request.reason
-        totals = torch.tensor([float(sum(counts)), float(wants_to_stop is not None)], device=self.engine.device)
-        self.engine.sum_(totals)
-        labels, stops = totals.tolist()
-        if stops:
-            return next(reason for reason in self.engine.gather(wants_to_stop) if reason)
-        scale = self.engine.gradient_scale / max(labels, 1.0)
-        module.train()
-        for index, (batch, count) in enumerate(zip(micro_batches, counts)):
-            batch = self.to_device(batch)
-            reduces = index + 1 == len(micro_batches)
-            with nullcontext() if reduces else self.engine.no_reduction(module):
-                with self.autocast():
-                    output = module(**self.batch_transform_fn(batch), **self.forward_kwargs)
-                loss = output["loss"] if count else output["loss"].nan_to_num() * 0
-                (loss * (count * scale)).backward()
-            sums.add("loss", loss, count)
-            self._add_batch_metrics(sums, batch, output)
-        self.engine.reduce_gradients(module)
-        norm = clip_gradients(self.model.parameters(), self.args)
-        sums.add("gradient_norm", norm, 1)
-        is_finite = bool(norm.isfinite())
-        if is_finite:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.schedule is not None:
-            self.schedule.step()
-        self._count(micro_batches, is_finite)
-        return None
-
-    def _count(self, micro_batches: list[Batch], is_finite: bool) -> None:
-        progress = self.progress
-        if not is_finite:
-            progress.skipped += 1
-        progress.skipped_in_a_row = 0 if is_finite else progress.skipped_in_a_row + 1
-        stop_at_repeated_skips(self)
-        progress.update += 1
-        progress.samples += self.global_batch_size
-        tokens = sum(batch["input_ids"].numel() for batch in micro_batches if "input_ids" in batch)
-        progress.tokens += tokens * self.engine.world_size
-
-    def _add_batch_metrics(self, sums: MetricSums, batch: Batch, output: Any) -> None:
+    def add_batch_metrics(self, sums: MetricSums, batch: Batch, output: Any) -> None:
+        """Count what `batch_metrics_fn` says of a batch."""
         if self.batch_metrics_fn:
             samples = len(next(iter(batch.values())))
             for name, mean in self.batch_metrics_fn(batch, output).items():
                 sums.add(name, mean, samples)
 
-    def _train_batches(self) -> Iterator[Batch]:
+    def train_batches(self) -> Iterator[Batch]:
+        """Micro-batches of this rank, from where the run stands, without end."""
         sampler = TrainSampler(
             len(self.train_dataset), self.args.batch_size, self.args.seed,
             self.engine.rank, self.engine.world_size, self.progress.samples,
@@ -258,13 +214,15 @@ class Trainer:
             progress.patience += 1
         if self.plateau is not None:
             self.plateau.step(value)
-        self._call("on_validate_end", metrics)
+        self.call("on_validate_end", metrics)
         return None
 
     def is_validation_due(self) -> bool:
         args, progress = self.args, self.progress
-        if not args.valid_interval or not progress.update or progress.validated == progress.update:
+        if not args.valid_interval or progress.validated == progress.update:
             return False
+        if not progress.update:
+            return args.eval_on_start
         return progress.update % args.valid_interval == 0 or progress.update >= args.iters
 
     def _is_log_due(self) -> bool:
@@ -274,6 +232,9 @@ class Trainer:
     def _values(self, sums: MetricSums, watch: "Stopwatch") -> dict[str, float]:
         """What is logged since the last time."""
         values = sums.means() | watch.read()
+        share = self.utilisation.share(values["tokens_per_second"] / self.engine.world_size)
+        if share is not None:
+            values["model_flops_utilisation"] = share
         if self.progress.skipped:
             values["skipped_updates"] = float(self.progress.skipped)
         if self.engine.device.type == "cuda":
@@ -288,12 +249,9 @@ class Trainer:
         is_best = args.save_best and progress.best_update == progress.update
         return on_interval or is_best or progress.stop_reason is not None
 
-    def save(self) -> Path | None:
-        """Write a checkpoint of the whole training state; its folder, or None where the disk refused it."""
-        folder = training_state.save(self)
-        if folder is not None:
-            self._call("on_save", folder)
-        return folder
+    def save(self) -> None:
+        """Write a checkpoint of the whole training state; with `async_save`, in the background."""
+        self.saver.save()
 
     def load_best(self) -> Path | None:
         """Load the weights of the best checkpoint, or of the last if none is called best; returns its folder."""

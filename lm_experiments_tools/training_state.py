@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map
 
 from . import checkpoint
+from .distributed.shards import Tensors, load_optimizer_tensors, on_cpu, split_like
 from .errors import UserError
 from .loggers import say
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 PARTS = ("optimizer", "schedule", "plateau")  # attributes of the Trainer with a state_dict
+OPTIMIZER_PARTS = "optimizer"  # folder of a checkpoint: optimizer state that was split over ranks
 
 
 @dataclass
@@ -27,7 +31,8 @@ class Progress:
     Attributes:
         update: optimizer steps made, skipped ones included. samples: position in the stream of samples.
         tokens: inputs read. skipped: updates left out because a gradient was not finite. skipped_in_a_row: the last
-            ones of them. validated: update of the last validation. patience: validations since the best.
+            ones of them. validated: update of the last validation; -1: none yet. patience: validations since the best.
+        splits: micro-batches that one of `batch_size` samples is cut into, after running out of memory.
         stop_reason: why the run ended, if it did.
     """
 
@@ -36,11 +41,17 @@ class Progress:
     tokens: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
-    validated: int = 0
+    validated: int = -1
     best_metric: float | None = None
     best_update: int | None = None
     patience: int = 0
+    splits: int = 1
     stop_reason: str | None = None
+
+
+def all_updates_made(iters: int) -> str:
+    """The reason to stop there."""
+    return f"made all {iters} updates"
 
 
 def folder_of(trainer: Trainer) -> Path:
@@ -48,42 +59,58 @@ def folder_of(trainer: Trainer) -> Path:
     return checkpoint.step_folder(trainer.run, trainer.progress.update, trainer.is_validation_due())
 
 
-def save(trainer: Trainer) -> Path | None:
-    """Write a checkpoint of the whole training state.
+@dataclass
+class Content:
+    """What a checkpoint will hold.
 
-    Returns:
-        Its folder; None where the disk refused it, which is said on the console and kept in `trainer.save_problem`.
+    Attributes:
+        weights, states (of `PARTS`), ranks: on rank 0. parts: what this rank holds of split optimizer state.
+        progress, global_batch_size: when it was collected.
     """
-    engine, run = trainer.engine, trainer.run
+
+    weights: Tensors
+    states: dict[str, dict]
+    ranks: list[dict]
+    parts: Tensors
+    progress: Progress
+    global_batch_size: int
+
+
+def collect(trainer: Trainer, copy: bool) -> Content:
+    """The present state; every rank must call. `copy`: on the CPU, so that training may go on."""
+    engine = trainer.engine
     ranks = engine.gather({"rng": checkpoint.rng_state(), "sums": trainer.sums.state()})
-    folder, problem = folder_of(trainer), None
-    if engine.rank == 0:
-        try:
-            checkpoint.write_folder(folder, lambda path: _fill(trainer, path, ranks))
-            best = trainer.progress.best_update if trainer.args.save_best else None
-            best = checkpoint.step_folder(run, best) if best is not None else None
-            checkpoint.link_best(run, best if best is not None and best.exists() else None)
-            checkpoint.prune(run, trainer.args.keep_checkpoints, best)
-        except OSError as error:
-            free = shutil.disk_usage(run).free
-            problem = f"{' '.join(str(error).split())} ({free:,} bytes free)"
-            say(f"warning: {problem}; training goes on")
-    trainer.save_problem = engine.gather(problem)[0]
-    if trainer.save_problem:
-        return None
-    trainer.saved = folder
-    return folder
+    states = {name: getattr(trainer, name).state_dict() for name in PARTS if getattr(trainer, name)}
+    parts = {}
+    for index, values in states["optimizer"]["state"].items():
+        parts |= {f"{index}.{name}": value for name, value in values.items() if isinstance(value, DTensor)}
+    states["optimizer"]["state"] = {
+        index: {name: value for name, value in values.items() if f"{index}.{name}" not in parts}
+        for index, values in states["optimizer"]["state"].items()
+    }
+    is_main = engine.rank == 0
+    weights = checkpoint.whole_weights(trainer.model, is_main, copy)
+    if copy:
+        states = tree_map(_copied, states) if is_main else {}
+    parts = {name: on_cpu(tensor, engine.save_group) for name, tensor in parts.items()}
+    return Content(weights, states, ranks, parts, replace(trainer.progress), trainer.global_batch_size)
 
 
-def _fill(trainer: Trainer, folder: Path, ranks: list[dict]) -> None:
-    checkpoint.save_weights(trainer.model, folder)
+def _copied(value: Any) -> Any:
+    return value.to("cpu", copy=True) if torch.is_tensor(value) else value
+
+
+def fill(trainer: Trainer, content: Content, folder: Path, parts: Path | None) -> None:
+    """Write what rank 0 writes of a checkpoint; `parts`: folder of what all ranks have written."""
+    checkpoint.save_weights(trainer.model, content.weights, folder)
     if trainer.tokenizer is not None:
         trainer.tokenizer.save_pretrained(folder)
-    parts = {name: getattr(trainer, name) for name in PARTS}
-    torch.save({name: part.state_dict() for name, part in parts.items() if part}, folder / "optimizer.pt")
-    torch.save(ranks, folder / "ranks.pt")
-    state = asdict(trainer.progress) | {"global_batch_size": trainer.global_batch_size}
+    torch.save(content.states, folder / "optimizer.pt")
+    torch.save(content.ranks, folder / "ranks.pt")
+    state = asdict(content.progress) | {"global_batch_size": content.global_batch_size}
     (folder / "trainer_state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+    if parts is not None:
+        parts.rename(folder / OPTIMIZER_PARTS)
 
 
 def restore(trainer: Trainer) -> dict[str, Any] | None:
@@ -101,7 +128,7 @@ def restore(trainer: Trainer) -> dict[str, Any] | None:
     own = _own_checkpoint(trainer)
     if own is not None:
         rng = _load(trainer, own)
-        trainer.saved = own
+        trainer.saver.newest = own
         if trainer.engine.rank == 0:
             say(f"resumed from {own}")
         return rng
@@ -137,10 +164,12 @@ def _load(trainer: Trainer, folder: Path) -> dict[str, Any] | None:
         )
     checkpoint.load_weights(trainer.model, folder)
     trainer.progress = Progress(**state)
+    if trainer.progress.stop_reason == all_updates_made(state["update"]) and state["update"] < trainer.args.iters:
+        trainer.progress.stop_reason = None  # iters was raised
     _load_parts(trainer, folder, PARTS)
     if trainer.run and trainer.engine.rank == 0 and trainer.args.save_best and state["best_update"] is not None:
         checkpoint.link_best(trainer.run, checkpoint.step_folder(trainer.run, state["best_update"]))
-    ranks = torch.load(folder / "ranks.pt", weights_only=True)
+    ranks = checkpoint.read(folder / "ranks.pt", partial(torch.load, weights_only=True))
     engine = trainer.engine
     if len(ranks) == engine.world_size:
         own = ranks[engine.rank]
@@ -151,11 +180,27 @@ def _load(trainer: Trainer, folder: Path) -> dict[str, Any] | None:
 
 
 def _load_parts(trainer: Trainer, folder: Path, names: tuple[str, ...]) -> None:
-    states = torch.load(folder / "optimizer.pt", weights_only=True, map_location=trainer.engine.device)
+    load = partial(torch.load, weights_only=True, map_location=trainer.engine.device)
+    states = checkpoint.read(folder / "optimizer.pt", load)
     for name in names:
         part = getattr(trainer, name)
         if part is not None and name in states:
+            if name == "optimizer":
+                _complete(states[name], trainer.optimizer, folder)
             part.load_state_dict(states[name])
+
+
+def _complete(state: dict, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Add what was saved in parts, and split over ranks what this engine splits: engines may change."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if (folder / OPTIMIZER_PARTS).is_dir():
+        for index, tensors in load_optimizer_tensors(folder / OPTIMIZER_PARTS, parameters).items():
+            state["state"][index] |= tensors
+    for index, values in state["state"].items():
+        own = parameters[index]
+        for name, value in values.items():
+            if torch.is_tensor(value) and value.shape == own.shape:
+                values[name] = split_like(value, own)
 
 
 def load_from(trainer: Trainer, folder: Path) -> None:
@@ -165,14 +210,22 @@ def load_from(trainer: Trainer, folder: Path) -> None:
     if not (folder / "trainer_state.json").exists():
         raise UserError(f"init_checkpoint {args.init_checkpoint} is not a checkpoint, nor a run with a best one")
     checkpoint.load_weights(trainer.model, folder)
-    rates = [(group["lr"], group.get("initial_lr")) for group in trainer.optimizer.param_groups]
-    if not args.reset_optimizer:
-        _load_parts(trainer, folder, ("optimizer",) if args.reset_lr else PARTS)
+    rates = [
+        {name: group[name] for name in ("lr", "initial_lr") if name in group}
+        for group in trainer.optimizer.param_groups
+    ]
+    unwanted = ("optimizer",) * args.reset_optimizer + ("schedule", "plateau") * args.reset_lr
+    _load_parts(trainer, folder, tuple(name for name in PARTS if name not in unwanted))
+    groups = trainer.optimizer.param_groups
     if args.reset_lr:
-        for group, (rate, initial) in zip(trainer.optimizer.param_groups, rates):
-            group["lr"] = rate
-            if initial is not None:
-                group["initial_lr"] = initial
+        for group, own in zip(groups, rates):
+            group |= own
+    elif trainer.schedule is not None:  # the rate of its place in this run's schedule, not of the other's
+        schedule = trainer.schedule
+        for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas):
+            group["lr"] = base * factor(schedule.last_epoch)
+    if not any(group["lr"] for group in groups):
+        say(f"warning: the learning rate is 0, as {folder} left it: give --reset_lr")
     state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
     if not args.reset_iteration:
         trainer.progress.update, trainer.progress.tokens = state["update"], state["tokens"]

@@ -27,8 +27,36 @@ def validate(trainer: Trainer, dataset: Dataset, split: str) -> dict[str, float]
         Interrupted: on every rank, where any was asked to stop.
     """
     engine, model = trainer.engine, trainer.model
-    indexes = list(range(engine.rank, len(dataset), engine.world_size))
-    loader = DataLoader(
+    indexes = _share(trainer, dataset)
+    sums, kept = MetricSums(engine), []
+    trainer.examples = []
+    was_training = model.training
+    model.eval()
+    with engine.gathered(model):
+        for batch in progress_bar(
+            engine.rank == 0, _loader(trainer, dataset, indexes), desc=split, unit=" batches", leave=False
+        ):
+            if trainer.stop_request.reason is not None:
+                break
+            _evaluate(trainer, batch, sums, kept)
+    model.train(was_training)
+    reasons = [reason for reason in engine.gather(trainer.stop_request.reason) if reason]
+    if reasons:
+        raise Interrupted(reasons[0])
+    return _means(sums, engine, len(indexes)) | _metrics_of_kept(trainer, kept, indexes, len(dataset))
+
+
+def _share(trainer: Trainer, dataset: Dataset) -> list[int]:
+    """Samples of this rank; generation takes the longest first (`dataset.sample_lengths`, if any): little padding."""
+    indexes = list(range(trainer.engine.rank, len(dataset), trainer.engine.world_size))
+    lengths = getattr(dataset, "sample_lengths", None)
+    if lengths is not None and trainer.args.use_generate_on_valid:
+        indexes.sort(key=lambda index: -lengths[index])
+    return indexes
+
+
+def _loader(trainer: Trainer, dataset: Dataset, indexes: list[int]) -> DataLoader:
+    return DataLoader(
         dataset,
         batch_size=trainer.args.valid_batch_size or trainer.args.batch_size,
         sampler=indexes,
@@ -36,24 +64,19 @@ def validate(trainer: Trainer, dataset: Dataset, split: str) -> dict[str, float]
         num_workers=trainer.args.data_n_workers,
         generator=torch.Generator(),  # leave the global generator as it is
     )
-    sums, kept = MetricSums(engine), []
-    was_training = model.training
-    model.eval()
-    for batch in progress_bar(engine.rank == 0, loader, desc=split, unit=" batches", leave=False):
-        if trainer.stop_request.reason is not None:
-            break
-        batch = trainer.to_device(batch)
-        output = _predict(trainer, batch)
-        count = num_labels(batch)
-        sums.add("loss", output["loss"] if count else 0.0, count)
-        trainer._add_batch_metrics(sums, batch, output)
-        if trainer.keep_for_metrics_fn:
-            kept.append(trainer.keep_for_metrics_fn(batch, output))
-    model.train(was_training)
-    reasons = [reason for reason in engine.gather(trainer.stop_request.reason) if reason]
-    if reasons:
-        raise Interrupted(reasons[0])
-    return _means(sums, engine, len(indexes)) | _metrics_of_kept(trainer, kept, indexes, len(dataset))
+
+
+def _evaluate(trainer: Trainer, batch: Batch, sums: MetricSums, kept: list[dict]) -> None:
+    batch = trainer.to_device(batch)
+    output = _predict(trainer, batch)
+    count = num_labels(batch)
+    sums.add("loss", output["loss"] if count else 0.0, count)
+    trainer.add_batch_metrics(sums, batch, output)
+    missing = trainer.args.show_valid_examples - len(trainer.examples)
+    if trainer.examples_fn and missing > 0 and trainer.engine.rank == 0:
+        trainer.examples += trainer.examples_fn(batch, output)[:missing]
+    if trainer.keep_for_metrics_fn:
+        kept.append(trainer.keep_for_metrics_fn(batch, output))
 
 
 def _predict(trainer: Trainer, batch: Batch) -> Any:

@@ -37,20 +37,21 @@ def add_lora(backbone: PreTrainedModel, options: dict) -> None:
     peft.inject_adapter_in_model(peft.LoraConfig(**options), backbone)
 
 
-def adapter_tensors(model: RecurrentModel) -> dict[str, Tensor]:
+def adapter_tensors(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """What training changes while the backbone is frozen: the memory and the LoRA layers."""
-    return {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not name.startswith("backbone.") or "lora_" in name
-    }
+    return {name: tensor for name, tensor in state_dict.items() if not name.startswith("backbone.") or "lora_" in name}
 
 
-def save_adapter(model: RecurrentModel, folder: str | Path) -> None:
-    """Write the memory, the LoRA layers and the configuration; the backbone stays where it came from."""
+def save_adapter(model: RecurrentModel, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+    """Write the memory, the LoRA layers and the configuration; the backbone stays where it came from.
+
+    Args:
+        state_dict: the model's tensors, where it does not hold them whole.
+    """
+    tensors = adapter_tensors(model.state_dict() if state_dict is None else state_dict)
     folder = Path(folder)
     model.config.save_pretrained(folder)
-    save_file({name: tensor.contiguous() for name, tensor in adapter_tensors(model).items()}, folder / WEIGHTS)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
 
 
 def load_adapter(folder: str | Path, backbone: PreTrainedModel | str | None = None) -> RecurrentModel:
@@ -74,7 +75,7 @@ def load_adapter(folder: str | Path, backbone: PreTrainedModel | str | None = No
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
     model = model_class(config, source)
     tensors = load_file(folder / WEIGHTS)
-    differing = tensors.keys() ^ adapter_tensors(model).keys()
+    differing = tensors.keys() ^ adapter_tensors(model.state_dict()).keys()
     if differing:
         raise ValueError(f"{folder} and its configuration differ in {', '.join(sorted(differing)[:3])}")
     model.load_state_dict(tensors, strict=False)

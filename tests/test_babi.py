@@ -58,11 +58,17 @@ def test_a_malformed_line_is_named(tmp_path, case):
     assert str(path) in str(error.value)
 
 
-def test_bytes_that_are_not_text_are_refused(tmp_path):
+@pytest.mark.parametrize("content", [b"1 Mary moved.\n2 \xff\xfe\n", b"1 Mary moved.\n\x80\x04\x95"])
+def test_bytes_that_are_not_text_are_refused_with_their_line(tmp_path, content):
     path = tmp_path / "x.txt"
-    path.write_bytes(b"1 \xff\xfe\n")
-    with pytest.raises(UserError, match="not UTF-8"):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="x.txt, line 2: 'utf-8' codec can't decode"):
         babi.read_questions(path)
+
+
+def test_a_question_knows_where_it_was_read(tmp_path):
+    path = write(tmp_path, STORY)
+    assert [question.where for question in babi.read_questions(path)] == [f"{path}, line {n}" for n in (3, 6, 8)]
 
 
 def test_a_missing_file_is_named_with_the_tasks_found(tmp_path):

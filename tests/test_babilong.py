@@ -185,6 +185,70 @@ def test_what_does_not_fit_is_refused_at_the_start(data):
         dataset(data, sample_size=1_000_000)
 
 
+LIMIT = 40  # tokens: four facts, of up to ten
+
+
+def is_long(data, question):
+    return sum(len(data[1].encode(f" {fact}")) for fact in question.facts) > LIMIT
+
+
+def test_a_question_that_is_too_long_is_named_with_its_place_length_and_limit(data):
+    longest = max(data[0], key=lambda question: sum(len(data[1].encode(f" {fact}")) for fact in question.facts))
+    with pytest.raises(UserError) as error:
+        dataset(data, sample_size=LIMIT)
+    size = sum(len(data[1].encode(f" {fact}")) for fact in longest.facts)
+    name = f"sample {data[0].index(longest)} ({longest.where}: {size} tokens, {len(longest.facts)} facts)"
+    assert f"sample_size {LIMIT} is smaller than the facts of {name}" in str(error.value)
+
+
+def test_long_questions_are_skipped_if_asked_for(data):
+    samples = dataset(data, sample_size=LIMIT, long_samples="skip")
+    assert samples.questions == [question for question in data[0] if not is_long(data, question)]
+    assert samples.num_long == len(data[0]) - len(samples) > 0
+    for index in range(len(samples)):
+        text = data[1].decode(samples.sample(0, index)["input_ids"])
+        question = samples.questions[index]
+        assert text.endswith(f" {question.question}GEN {question.answer}{data[1].eos_token}")
+
+
+def test_long_questions_lose_their_earliest_facts_if_asked_for(data):
+    questions, words, _, _ = data
+    samples = dataset(data, sample_size=LIMIT, long_samples="truncate")
+    assert len(samples) == len(questions) and samples.num_long == sum(is_long(data, q) for q in questions) > 0
+    for index, question in enumerate(questions):
+        sample = samples.sample(0, index)
+        assert len(sample["input_ids"]) == LIMIT + len(samples.prompts[index]) + len(samples.answers[index])
+        text = words.decode(sample["input_ids"])
+        assert text.endswith(f" {question.question}GEN {question.answer}{words.eos_token}")
+        kept, sizes = 0, [len(words.encode(f" {fact}")) for fact in reversed(question.facts)]
+        while kept < len(sizes) and sum(sizes[: kept + 1]) <= LIMIT:
+            kept += 1
+        place = -1
+        for fact in question.facts[len(question.facts) - kept :]:
+            place = text.index(f" {fact}", place + 1)
+
+
+def test_a_story_that_may_start_late_starts_where_the_rest_fits(data):
+    samples = dataset(data, sample_size=LIMIT, vary_up_to_n_facts=10, long_samples="truncate")
+    assert set(lengths_of(samples)) == {LIMIT}
+    for (first, last), question, facts in zip(samples.first_facts, samples.questions, samples.facts, strict=True):
+        assert sum(map(len, facts[first:])) <= LIMIT and first <= last == max(first, min(question.supporting))
+
+
+def test_samples_that_fit_are_the_same_however_long_ones_are_treated(data):
+    usual, *others = (dataset(data, long_samples=choice) for choice in ("error", "skip", "truncate"))
+    for other in others:
+        assert other.num_long == 0 and len(other) == len(usual)
+        assert (other.sample(1, 5)["input_ids"] == usual.sample(1, 5)["input_ids"]).all()
+
+
+def test_a_limit_that_leaves_nothing_is_refused(data):
+    with pytest.raises(UserError, match="long_samples skip leaves none of 300 questions .* 5 tokens"):
+        dataset(data, sample_size=5, long_samples="skip")
+    with pytest.raises(UserError, match="sample_size 5 is smaller than the last fact of sample 0 .*, line 3: "):
+        dataset(data, sample_size=5, long_samples="truncate")
+
+
 def test_collate_pads_on_the_right_and_labels_no_padding(data):
     samples = dataset(data, sample_size=246, segments=4, vary_n_segments=True)
     rows = [samples.sample(0, i) for i in range(8)]
@@ -244,6 +308,52 @@ def test_background_is_read_across_record_batches(data, tmp_path, monkeypatch):
         assert (whole[0] == cut[0]).all() and (whole[1] == cut[1]).all() and len(cut[0]) == size
 
 
+@pytest.mark.parametrize("num_tokens", [150, 1000])
+def test_a_short_background_is_read_in_a_cycle_if_asked_for(data, num_tokens):
+    whole = data[2]
+    once = whole.part(0.5, 0.505)
+    cycle = background.Background(once.name, once.path, *once.shares, repeat=True)
+    assert once.num_tokens < 150 and cycle.part(0, 0.9).repeat
+    with pytest.raises(UserError, match=rf"has {once.num_tokens} tokens, .* needs {num_tokens}; .*repeat_background"):
+        once.require(num_tokens)
+    cycle.require(num_tokens)
+    text, _ = once.draw(once.num_tokens, np.random.default_rng(0))
+    starts = once.borders - once.borders[0]
+    sentences = [text[start:stop].tolist() for start, stop in zip(starts, starts[1:])]
+    firsts = set()
+    for seed in range(20):
+        drawn, borders = cycle.draw(num_tokens, np.random.default_rng(seed))
+        assert len(drawn) == num_tokens == borders[-1] and borders[0] == 0
+        pieces = [drawn[start:stop].tolist() for start, stop in zip(borders, borders[1:])]
+        first = sentences.index(pieces[0])
+        *expected, last = [sentences[(first + place) % len(sentences)] for place in range(len(pieces))]
+        assert pieces[:-1] == expected and pieces[-1] == last[: len(pieces[-1])]
+        firsts.add(first)
+    assert firsts == set(range(len(sentences)))
+
+
+def test_a_background_that_is_long_enough_is_never_repeated(data):
+    whole = data[2]
+    cycle = background.Background(whole.name, whole.path, repeat=True)
+    for size in (1, 500, whole.num_tokens):
+        usual, other = (text.draw(size, np.random.default_rng(3)) for text in (whole, cycle))
+        assert (usual[0] == other[0]).all() and (usual[1] == other[1]).all()
+
+
+def test_nothing_cannot_be_repeated(data):
+    empty = background.Background(data[2].name, data[2].path, 0.5, 0.5, repeat=True)
+    with pytest.raises(UserError, match="has 0 tokens, a sample needs 10"):
+        empty.require(10)
+
+
+@pytest.mark.parametrize("size", [0, 100, 3000])
+def test_a_prepared_background_that_was_cut_is_named(data, tmp_path, size):
+    path = tmp_path / "background-x.arrow"
+    path.write_bytes(data[2].path.read_bytes()[:size])
+    with pytest.raises(UserError, match="background-x.arrow: cut or damaged .*remove it"):
+        background.Background("books", path)
+
+
 def test_background_comes_from_local_parquet_and_arrow_too(data, tmp_path):
     import datasets
 
@@ -282,3 +392,10 @@ def test_a_trained_tokenizer_is_lossless_and_cached(data):
     again = tokenizer.train_tokenizer(iter(()), "test", 600, folder)
     assert again.get_vocab() == words.get_vocab()
     assert words.pad_token_id != words.eos_token_id and len(words.encode(tokenizer.GEN)) == 1
+
+
+def test_contexts_of_facts_alone_tell_their_lengths(data):
+    questions, words, _, _ = data
+    samples = BabilongDataset(questions[:20], words, None, Lengths(None), 0)
+    assert samples.sample_lengths == [len(sample["input_ids"]) for sample in samples]
+    assert len(set(samples.sample_lengths)) > 1

@@ -1,4 +1,4 @@
-"""The Trainer: the same gradients however a batch is cut, exact resume, best checkpoint, stopping, options."""
+"""The Trainer: the same gradients however a batch is cut, exact resume, checkpoints, logs."""
 
 import json
 import os
@@ -11,11 +11,12 @@ from processes import TIMINGS, finish, launch, wait_for_update
 from tiny_task import TinyData, TinyModel, collate, make_trainer
 from torch import nn
 
-from lm_experiments_tools import checkpoint, training_state
+from lm_experiments_tools import checkpoint
 from lm_experiments_tools.args import OptimizerArgs, TrainerArgs
 from lm_experiments_tools.errors import UserError
+from lm_experiments_tools.metrics import num_labels
 from lm_experiments_tools.optim import make_optimizer
-from lm_experiments_tools.trainer import Trainer, num_labels
+from lm_experiments_tools.trainer import Trainer
 
 TESTS = Path(__file__).parent
 
@@ -152,91 +153,6 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path):
         checkpoint.write_folder(tmp_path / "step-00000001", fill)
 
 
-class Scripted:
-    """Replaces validation by a list of values."""
-
-    def __init__(self, trainer, values):
-        self.trainer, self.values = trainer, iter(values)
-
-    def __call__(self, dataset=None, split="valid"):
-        return {"score": next(self.values)}
-
-
-def scripted_run(tmp_path, values, **options):
-    defaults = dict(model_path=str(tmp_path), iters=len(values), batch_size=2, valid_interval=1, save_best=True,
-                    optimize_metric="score", optimize_mode="max")  # fmt: skip
-    trainer = make_trainer(TrainerArgs(**(defaults | options)))
-    trainer.validate = Scripted(trainer, values)
-    return trainer.train()
-
-
-def test_best_is_the_checkpoint_of_the_best_validation(tmp_path):
-    progress = scripted_run(tmp_path, [0.1, 0.7, 0.3, 0.7, 0.2])
-    assert (progress.best_metric, progress.best_update, progress.patience) == (0.7, 2, 3)
-    assert (tmp_path / "best").resolve() == checkpoint.step_folder(tmp_path, 2).resolve()
-    assert weights(tmp_path / "best").keys() == TinyModel().state_dict().keys()
-
-
-def test_a_nan_metric_is_never_best(tmp_path):
-    assert scripted_run(tmp_path, [float("nan"), 0.2, float("nan")]).best_update == 2
-
-
-def test_early_stopping_and_desired_metric_end_a_run(tmp_path):
-    progress = scripted_run(tmp_path / "a", [0.5, 0.4, 0.3, 0.2, 0.1], early_stopping_patience=2)
-    assert progress.update == 3 and "no better score in 2" in progress.stop_reason
-    progress = scripted_run(tmp_path / "b", [0.5, 0.95, 0.3], desired_metric=0.9)
-    assert progress.update == 2 and "desired_metric" in progress.stop_reason
-    progress = scripted_run(tmp_path / "c", [3.0, 1.0, 2.0], optimize_mode="min", desired_metric=1.5)
-    assert progress.update == 2
-
-
-def test_old_checkpoints_are_pruned_but_never_the_best(tmp_path):
-    scripted_run(tmp_path, [0.1, 0.9, 0.3, 0.2, 0.1, 0.1], save_interval=1, keep_checkpoints=2)
-    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["step-00000002", "step-00000005", "step-00000006"]
-
-
-def test_resuming_keeps_best_metric_and_patience(tmp_path):
-    scripted_run(tmp_path, [0.9, 0.1, 0.2], save_interval=1)
-    state = json.loads((checkpoint.step_folder(tmp_path, 3) / "trainer_state.json").read_text())
-    assert state["best_metric"] == 0.9 and state["patience"] == 2
-    (checkpoint.step_folder(tmp_path, 3) / "manifest.json").unlink()  # resume from update 2
-    trainer = make_trainer(
-        TrainerArgs(
-            model_path=str(tmp_path),
-            iters=3,
-            batch_size=2,
-            valid_interval=1,
-            save_best=True,
-            save_interval=1,
-            optimize_metric="score",
-            optimize_mode="max",
-        )  # fmt: skip
-    )
-    trainer.validate = Scripted(trainer, [0.5])
-    assert trainer.train().best_metric == 0.9
-    assert (tmp_path / "best").resolve() == checkpoint.step_folder(tmp_path, 1).resolve()
-
-
-def test_init_checkpoint_takes_what_is_not_reset(tmp_path):
-    make_trainer(TrainerArgs(model_path=str(tmp_path / "a"), iters=3, batch_size=2, lr=0.1)).train()
-    source = checkpoint.step_folder(tmp_path / "a", 3)
-
-    def start(**options):
-        args = TrainerArgs(iters=9, batch_size=2, lr=0.5, init_checkpoint=str(source), **options)
-        trainer = make_trainer(args)
-        training_state.restore(trainer)
-        group = trainer.optimizer.param_groups[0]
-        return trainer.progress.update, trainer.progress.samples, group["lr"], len(trainer.optimizer.state)
-
-    states = len(list(TinyModel().parameters()))
-    assert start() == (3, 0, 0.1, states)
-    assert start(reset_iteration=True) == (0, 0, 0.1, states)
-    assert start(skip_used_data=True) == (3, 6, 0.1, states)
-    assert start(reset_lr=True) == (3, 0, 0.5, states)
-    assert start(reset_optimizer=True) == (3, 0, 0.5, 0)
-
-
 def test_resume_never_refuses_a_folder_with_a_run(tmp_path):
     make_trainer(TrainerArgs(model_path=str(tmp_path), iters=1)).train()
     with pytest.raises(UserError, match="holds a run"):
@@ -262,50 +178,6 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_names(tmp_path):
         checkpoint.load_weights(TinyModel(width=6), folder)
     with pytest.raises(UserError, match="missing: 0.weight, 0.bias; unexpected: embed.weight"):
         checkpoint.load_weights(nn.Sequential(nn.Linear(2, 2)), folder)
-
-
-def test_exactly_iters_updates_are_made(tmp_path):
-    trainer = make_trainer(TrainerArgs(iters=7, batch_size=2, gradient_accumulation_steps=3))
-    progress = trainer.train()
-    assert progress.update == 7 and progress.samples == 7 * 6
-    assert all(state["step"] == 7 for state in trainer.optimizer.state.values())
-
-
-def test_clipping_bounds_the_gradient_of_the_whole_update():
-    for options, measure in (
-        ({"clip_grad_norm": 1e-3}, lambda g: torch.cat([x.flatten() for x in g]).norm()),
-        ({"clip_grad_value": 1e-4}, lambda g: max(x.abs().max() for x in g)),
-    ):
-        trainer = make_trainer(TrainerArgs(iters=1, batch_size=4, gradient_accumulation_steps=2, **options))
-        seen, step = [], trainer.optimizer.step
-
-        def remember(trainer=trainer, seen=seen, step=step):
-            seen.extend(parameter.grad.clone() for parameter in trainer.model.parameters())
-            step()
-
-        trainer.optimizer.step = remember
-        trainer.train()
-        assert measure(seen) == pytest.approx(next(iter(options.values())), rel=1e-3)
-
-
-def test_the_rate_drops_on_a_plateau_beside_a_schedule(tmp_path):
-    trainer = make_trainer(
-        TrainerArgs(
-            iters=5,
-            batch_size=2,
-            lr=0.1,
-            valid_interval=1,
-            use_lr_drop=True,
-            lr_drop_patience=1,
-            lr_drop_factor=0.5,
-            lr_scheduler="constant",
-            optimize_metric="score",
-            optimize_mode="max",
-        )  # fmt: skip
-    )
-    trainer.validate = Scripted(trainer, [0.5, 0.4, 0.4, 0.4, 0.4])
-    trainer.train()
-    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.25)
 
 
 def test_kept_values_reach_metrics_fn_whole_and_in_order():
@@ -368,3 +240,89 @@ def test_unknown_names_are_refused():
         make_trainer(TrainerArgs(lr_scheduler="lin"))
     with pytest.raises(UserError, match="no validation sample"):
         Trainer(TrainerArgs(valid_interval=1), TinyModel(), valid_dataset=TinyData(size=0))
+
+
+class OfManyLengths(TinyData):
+    """Samples of 4 to 9 tokens."""
+
+    sample_lengths = [4 + index % 6 for index in range(12)]
+
+    def sample(self, epoch, index):
+        row = super().sample(epoch, index)
+        return {name: tensor.repeat(2)[: self.sample_lengths[index]] for name, tensor in row.items()}
+
+
+def pad(rows):
+    return {
+        name: nn.utils.rnn.pad_sequence([row[name] for row in rows], True, 0 if name == "input_ids" else -100)
+        for name in rows[0]
+    }
+
+
+def test_generation_takes_samples_of_like_length_together_and_metrics_get_them_in_order():
+    widths = []
+
+    def keep(batch, output):
+        widths.append(batch["input_ids"].shape[1])
+        return {"first": batch["input_ids"][:, 0].tolist()}
+
+    data, args = OfManyLengths(size=12), TrainerArgs(batch_size=2, use_generate_on_valid=True)
+    trainer = make_trainer(args, collate_fn=pad, keep_for_metrics_fn=keep, metrics_fn=lambda kept: kept)
+    trainer.model.generate = lambda input_ids, **_: input_ids
+    assert trainer.validate(data)["first"] == [data[i]["input_ids"][0].item() for i in range(12)]
+    assert widths == [9, 8, 7, 6, 5, 4]
+
+
+def test_a_validation_before_the_first_update_is_logged_and_can_be_best(tmp_path):
+    args = TrainerArgs(
+        model_path=str(tmp_path), iters=2, batch_size=2, valid_interval=2, eval_on_start=True, save_best=True,
+        optimize_mode="max",  # of a loss that falls
+    )  # fmt: skip
+    progress = make_trainer(args).train()
+    assert [row["update"] for row in valid_rows(tmp_path)] == [0, 2] and progress.best_update == 0
+    assert (tmp_path / "best").resolve() == checkpoint.step_folder(tmp_path, 0).resolve()
+
+
+def test_utilisation_is_the_arithmetic_of_the_model_over_the_given_peak(tmp_path):
+    args = TrainerArgs(model_path=str(tmp_path), iters=3, batch_size=4, log_interval=1, peak_tflops=1e-6)
+    make_trainer(args).train()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    width, vocab, layers = 8, 11, 2
+    flops_per_token = 3 * 2 * (layers * width * width + width * vocab)  # forward, and twice as many backward
+    for row in rows:
+        assert row["model_flops_utilisation"] == pytest.approx(row["tokens_per_second"] * flops_per_token / 1e6)
+
+
+def test_predictions_and_hyper_parameters_are_shown_as_text(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    args = TrainerArgs(
+        model_path=str(tmp_path), iters=2, batch_size=2, valid_interval=1, save_best=True, show_valid_examples=3
+    )
+    examples = lambda batch, output: [str(row.tolist()) for row in batch["input_ids"]]  # noqa: E731
+    make_trainer(args, examples_fn=examples).train()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    valid = TinyData(size=11, seed=1)
+    shown = [row["texts"] for row in rows if row["split"] == "examples"]
+    assert shown == 2 * [[str(valid[i]["input_ids"].tolist()) for i in range(3)]]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert "examples/valid/text_summary" in tags["tensors"] and "best/loss" in tags["scalars"]
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_background_saves_hold_the_state_of_their_update(tmp_path):
+    for name, is_async in (("now", False), ("later", True)):
+        args = TrainerArgs(
+            model_path=str(tmp_path / name), iters=6, batch_size=2, save_interval=1, keep_checkpoints=9,
+            async_save=is_async, lr_scheduler="linear",
+        )  # fmt: skip
+        make_trainer(args, dropout=0.1).train()
+    for update in range(1, 7):
+        now, later = (checkpoint.step_folder(tmp_path / name, update) for name in ("now", "later"))
+        assert checkpoint.problem_of(later) is None
+        for file in ("model.safetensors", "trainer_state.json"):
+            assert (now / file).read_bytes() == (later / file).read_bytes()
+        states = [torch.load(folder / "optimizer.pt", weights_only=True) for folder in (now, later)]
+        assert repr(states[0]) == repr(states[1])

@@ -15,18 +15,32 @@ from lm_experiments_tools.trainer import Trainer
 VOCAB = 11
 
 
+class TinyLayer(nn.Module):
+    """A mean over what came before, mixed."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x):
+        count = torch.arange(1, x.shape[1] + 1, device=x.device)
+        return x + torch.tanh(self.linear(x.cumsum(1) / count.unsqueeze(1)))
+
+
 class TinyModel(nn.Module):
-    """An embedding, a recurrence with dropout and a head; the loss is the mean over labels, shifted inside."""
+    """An embedding, two layers, dropout and a head; the loss is the mean over labels, shifted inside."""
+
+    _no_split_modules = ("TinyLayer",)
 
     def __init__(self, width=8, dropout=0.0):
         super().__init__()
         self.embed = nn.Embedding(VOCAB, width)
-        self.mix = nn.GRU(width, width, batch_first=True)
+        self.layers = nn.Sequential(TinyLayer(width), TinyLayer(width))
         self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(width, VOCAB)
 
     def forward(self, input_ids, labels):
-        logits = self.head(self.drop(self.mix(self.embed(input_ids))[0]))
+        logits = self.head(self.drop(self.layers(self.embed(input_ids))))
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         return {"loss": loss, "logits": logits}
 

@@ -5,7 +5,7 @@
 3 Where is Mary? <tab> bathroom <tab> 1
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
@@ -40,6 +40,7 @@ class Question:
 
     Attributes:
         facts: in order. question, answer: as written. supporting: indexes into `facts`. story: number of the story.
+        where: file and line it was read from.
     """
 
     facts: tuple[str, ...]
@@ -47,6 +48,7 @@ class Question:
     answer: str
     supporting: tuple[int, ...]
     story: int
+    where: str = field(default="", compare=False)
 
 
 def full_task_name(task: str) -> str:
@@ -83,26 +85,23 @@ def read_questions(path: str | Path) -> list[Question]:
     questions: list[Question] = []
     facts: dict[int, str] = {}
     story, last = -1, 0
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error})") from error
-    for line_number, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        where = f"{path}, line {line_number}"
         try:
-            number, text = _split_number(line)
+            number, text = _split_number(line.decode("utf-8"))
             if number == 1:
                 facts, story = {}, story + 1
             elif number != last + 1:
                 raise ValueError(f"line number {number} follows {last}")
             last = number
             if "\t" in text:
-                questions.append(_question(text, facts, story))
+                questions.append(_question(text, facts, story, where))
             elif text.endswith("?"):
                 raise ValueError("a question without tabs before its answer")
             else:
                 facts[number] = text
         except ValueError as error:
-            raise UserError(f"{path}, line {line_number}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
     if not questions:
         raise UserError(f"{path}: no question in the file")
     return questions
@@ -115,7 +114,7 @@ def _split_number(line: str) -> tuple[int, str]:
     return int(number), text.strip()
 
 
-def _question(text: str, facts: dict[int, str], story: int) -> Question:
+def _question(text: str, facts: dict[int, str], story: int, where: str) -> Question:
     fields = [field.strip() for field in text.split("\t")]
     if len(fields) != 3 or not all(fields):
         raise ValueError("expected a question, a tab, the answer, a tab and the numbers of the supporting facts")
@@ -125,4 +124,4 @@ def _question(text: str, facts: dict[int, str], story: int) -> Question:
         if not word.isdigit() or int(word) not in facts:
             raise ValueError(f"supporting fact {word!r} is not the number of an earlier fact of the story")
         supporting.append(numbers.index(int(word)))
-    return Question(tuple(facts.values()), fields[0], fields[1], tuple(supporting), story)
+    return Question(tuple(facts.values()), fields[0], fields[1], tuple(supporting), story, where)

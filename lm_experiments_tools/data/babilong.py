@@ -6,6 +6,7 @@ workers, ranks or resumes.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from .babi import Question
 from .background import Background
 
 IGNORED = -100
+LongSamples = Literal["error", "skip", "truncate"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,11 @@ class Lengths:
 
 
 class BabilongDataset(torch.utils.data.Dataset):
-    """Samples of one task at given lengths; `sample(epoch, index)` is a pure function."""
+    """Samples of one task at given lengths; `sample(epoch, index)` is a pure function.
+
+    Attributes:
+        num_long: questions that were skipped or truncated.
+    """
 
     def __init__(
         self,
@@ -60,6 +66,7 @@ class BabilongDataset(torch.utils.data.Dataset):
         task_start_pct: float = 0.0,
         task_end_pct: float = 1.0,
         vary_up_to_n_facts: int | None = None,
+        long_samples: LongSamples = "error",
     ):
         """Tokenise the questions.
 
@@ -69,36 +76,39 @@ class BabilongDataset(torch.utils.data.Dataset):
                 facts may stand.
             vary_up_to_n_facts: every sample starts its story at a random fact, not behind the first supporting one,
                 so that at most this many are left; None: whole stories.
+            long_samples: what becomes of a question whose facts are longer than the longest context: an error, it is
+                left out, or it loses its earliest facts.
 
         Raises:
-            UserError: the facts of a question are longer than the context, or the background is too short.
+            UserError: facts do not fit, no question is left, or the background is too short.
         """
         self.background, self.lengths, self.seed = background, lengths, seed
         self.start_pct, self.end_pct = task_start_pct, task_end_pct
-        self.questions = questions
         encode = _Encoder(tokenizer)
-        generate = encode("GEN")
-        self.facts = [[encode(f" {fact}") for fact in question.facts] for question in questions]
-        self.prompts = [np.concatenate((encode(f" {question.question}"), generate)) for question in questions]
-        end = np.array([tokenizer.eos_token_id], dtype=np.int32)
-        self.answers = [np.concatenate((encode(f" {question.answer}"), end)) for question in questions]
-        self.first_facts = [_first_facts(question, vary_up_to_n_facts) for question in questions]
-        self.facts_size = np.array([sum(map(len, f[first:])) for f, (first, _) in zip(self.facts, self.first_facts)])
+        facts = [[encode(f" {fact}") for fact in question.facts] for question in questions]
+        starts = [_first_facts(question, vary_up_to_n_facts) for question in questions]
+        self.num_long = 0
         if background is not None:
-            self._check_sizes()
-
-    def _check_sizes(self):
-        longest = int(self.facts_size.argmax())
-        if self.facts_size[longest] > self.lengths.sample_size:
-            raise UserError(
-                f"sample_size {self.lengths.sample_size} is smaller than the facts of a question "
-                f"({self.facts_size[longest]} tokens, {len(self.facts[longest])} facts); "
-                "raise --sample_size or --max_n_segments, or lower --max_n_facts"
-            )
-        self.background.require(self.lengths.sample_size)
+            fitted = _fit(questions, facts, starts, lengths.sample_size, long_samples)
+            background.require(lengths.sample_size)
+            self.num_long = len(fitted)
+            starts = [fitted.get(index, start) for index, start in enumerate(starts)]
+        kept = [index for index, start in enumerate(starts) if start is not None]
+        self.questions, self.facts, self.first_facts = ([part[i] for i in kept] for part in (questions, facts, starts))
+        generate, end = encode("GEN"), np.array([tokenizer.eos_token_id], dtype=np.int32)
+        self.prompts = [np.concatenate((encode(f" {question.question}"), generate)) for question in self.questions]
+        self.answers = [np.concatenate((encode(f" {question.answer}"), end)) for question in self.questions]
 
     def __len__(self) -> int:
         return len(self.questions)
+
+    @property
+    def sample_lengths(self) -> list[int] | None:
+        """Tokens of each sample, where contexts are facts alone; with background they hardly differ."""
+        if self.background is not None:
+            return None
+        parts = zip(self.facts, self.prompts, self.answers)
+        return [sum(map(len, facts)) + len(prompt) + len(answer) for facts, prompt, answer in parts]
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return self.sample(0, index)
@@ -135,6 +145,50 @@ def _first_facts(question: Question, up_to: int | None) -> tuple[int, int]:
     if up_to is None:
         return 0, 0
     return max(0, len(question.facts) - up_to), min(question.supporting)
+
+
+Range = tuple[int, int]  # first and last index at which the story of a sample may start
+
+
+def _fit(
+    questions: list[Question], facts: list[list[np.ndarray]], starts: list[Range], limit: int, choice: LongSamples
+) -> dict[int, Range | None]:
+    """Where questions whose facts have more than `limit` tokens start instead, by their index; None: left out.
+
+    Raises:
+        UserError: there is one and the choice is `error`; none is left; the last fact alone is too long.
+    """
+    fitting = [_fitting_start(tokens, limit) for tokens in facts]
+    long = [index for index, (first, _) in enumerate(starts) if first < fitting[index]]
+    longer = "raise --sample_size or the number of segments"
+    if long and choice == "error":
+        sizes = {index: sum(map(len, facts[index][starts[index][0] :])) for index in long}
+        longest = max(sizes, key=sizes.get)
+        raise UserError(
+            f"sample_size {limit} is smaller than the facts of sample {longest} ({questions[longest].where}: "
+            f"{sizes[longest]} tokens, {len(facts[longest])} facts); {longer}, lower --max_n_facts, or choose "
+            "--long_samples skip or truncate"
+        )
+    if choice == "skip":
+        if len(long) == len(questions):
+            raise UserError(
+                f"long_samples skip leaves none of {len(questions)} questions ({questions[0].where}, ...): the facts "
+                f"of all have more than {limit} tokens; {longer}"
+            )
+        return dict.fromkeys(long)
+    for index in long:
+        if fitting[index] == len(facts[index]):
+            raise UserError(
+                f"sample_size {limit} is smaller than the last fact of sample {index} ({questions[index].where}: "
+                f"{len(facts[index][-1])} tokens); {longer}"
+            )
+    return {index: (fitting[index], max(fitting[index], starts[index][1])) for index in long}
+
+
+def _fitting_start(facts: list[np.ndarray], limit: int) -> int:
+    """Index of the earliest fact from which on all facts fit into `limit` tokens together."""
+    sizes = np.cumsum([len(fact) for fact in reversed(facts)])  # of the last one, the last two, ...
+    return len(facts) - int(np.searchsorted(sizes, limit, side="right"))
 
 
 class _Encoder:

@@ -11,13 +11,15 @@ import torch
 from ..args import option
 from ..distributed import Engine
 from ..errors import UserError
+from ..loggers import say
 from . import babi, babi_simulator, background, tokenizer
-from .babilong import BabilongDataset, Lengths, collate, hold_out, question_size, select_questions
+from .babilong import BabilongDataset, Lengths, LongSamples, collate, hold_out, question_size, select_questions
 from .cache import default_cache_dir, digest, file_digest
 
 FACTS_ONLY = "facts only"  # name of the test set without background
 TOKENIZER_TEXT = 4_000_000  # characters of background that a tokenizer is trained on: enough for its size
 HELD_OUT_SHARE = 0.1  # of the background, for validation and test, where none is named for them
+SHOWN_TOKENS = 40  # of a sample before its answer, where predictions are shown
 VALID, TEST = 1, 2  # keep the random streams of the splits apart
 
 
@@ -50,6 +52,12 @@ class BabilongArgs:
         False,
         "start each training story at a random fact; longer stories are then shortened to max_n_facts, not left out",
     )
+    long_samples: LongSamples = option(
+        "error",
+        "questions whose facts exceed the context: error; skip: leave them out, at each length its own; truncate: drop "
+        "their earliest facts, which may be the supporting ones",
+    )
+    repeat_background: bool = option(False, "read a background that is too short for one sample again and again")
     task_start_pct: float = option(0.0, "facts stand behind this share of the background, 0 to 1")
     task_end_pct: float = option(1.0, "facts stand before this share of the background, 0 to 1")
     valid_size: int = option(500, "training questions held out for validation, in whole stories")
@@ -71,6 +79,8 @@ class BabilongArgs:
         for name in ("segment_size", "max_n_segments", "valid_size", "simulated_questions", "vocab_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.test_size is not None and self.test_size < 1:
+            raise UserError(f"test_size is {self.test_size}; it must be at least 1, or left out")
 
 
 class BabilongTask:
@@ -84,7 +94,8 @@ class BabilongTask:
         """Read or make all data; files are prepared by rank 0 first.
 
         Raises:
-            UserError: a file is missing or malformed, a sample does not fit, the background is too short.
+            UserError: a file is missing or malformed, a sample does not fit, none is left, the background is too
+                short.
         """
         self.args, self.seed = args, seed
         self.cache = Path(args.data_cache) if args.data_cache else default_cache_dir()
@@ -113,6 +124,15 @@ class BabilongTask:
         self.tests = {
             name: self._dataset(test, test_text, Lengths(size), TEST) for name, size in self._test_sizes().items()
         }
+        self._say_long()
+
+    def _say_long(self) -> None:
+        datasets = {"training": self.train, "validation": self.valid}
+        datasets |= {f"test {name}": dataset for name, dataset in self.tests.items()}
+        long = [f"{dataset.num_long} {name}" for name, dataset in datasets.items() if dataset and dataset.num_long]
+        if long:
+            done = {"skip": "left out", "truncate": "cut to their last facts"}[self.args.long_samples]
+            say(f"long_samples {self.args.long_samples}: questions {done}: {', '.join(long)}")
 
     def _test_sizes(self) -> dict[str, int | None]:
         """Tokens of the contexts of each test set, by its name."""
@@ -128,13 +148,25 @@ class BabilongTask:
         end = self.tokenizer.eos_token_id
         return {"max_new_tokens": self.answer_size, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
 
+    def examples(self, batch: dict[str, torch.Tensor], output: Any) -> list[str]:
+        """A text for each sample: the end of its context with the question, the predicted and the right answer."""
+        labels, predicted = batch["labels"], output["target_logits"].argmax(-1)
+        row = (labels[:, 1:] != -100).nonzero()[:, 0]
+        texts = []
+        for index, (ids, answer) in enumerate(zip(batch["input_ids"], labels != -100)):
+            before = ids[answer.cumsum(0) == 0][-SHOWN_TOKENS:]
+            parts = [self.tokenizer.decode(tokens) for tokens in (before, predicted[row == index], ids[answer])]
+            texts.append("...{}\npredicted:{}\nright:{}".format(*parts))
+        return texts
+
     def collate(self, samples: list) -> dict[str, torch.Tensor]:
         pad = self.tokenizer.pad_token_id
         return collate(samples, self.tokenizer.eos_token_id if pad is None else pad)
 
     def _dataset(self, questions, text, lengths: Lengths, stream: int, vary: int | None = None) -> BabilongDataset:
-        places = self.args.task_start_pct, self.args.task_end_pct
-        return BabilongDataset(questions, self.tokenizer, text, lengths, 3 * self.seed + stream, *places, vary)
+        args, seed = self.args, 3 * self.seed + stream
+        places = args.task_start_pct, args.task_end_pct
+        return BabilongDataset(questions, self.tokenizer, text, lengths, seed, *places, vary, args.long_samples)
 
     def _context_size(self, segments: int) -> int:
         """Tokens of a context that fills `segments` segments with its question and answer."""
@@ -172,12 +204,16 @@ class BabilongTask:
     def _backgrounds(self) -> tuple[Any, Any]:
         if self.args.facts_only:
             return None, None
-        identity = tokenizer.tokenizer_identity(self.tokenizer)
-        train = background.prepare_background(self.source, self.tokenizer, identity, self.cache)
+        train = self._prepared(self.source)
         if self.args.test_noise_dataset is None:
             return train.part(0, 1 - HELD_OUT_SHARE), train.part(1 - HELD_OUT_SHARE, 1)
         source = background.find_source(self.args.test_noise_dataset, self.args.test_noise_dataset_split or "test")
-        return train, background.prepare_background(source, self.tokenizer, identity, self.cache)
+        return train, self._prepared(source)
+
+    def _prepared(self, source: background.Source) -> background.Background:
+        identity = tokenizer.tokenizer_identity(self.tokenizer)
+        repeat = self.args.repeat_background
+        return background.prepare_background(source, self.tokenizer, identity, self.cache, repeat)
 
 
 def _task_texts(questions: list[babi.Question]) -> Iterator[str]:

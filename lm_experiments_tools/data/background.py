@@ -87,40 +87,62 @@ def _read_text(path: Path) -> str:
 def _hugging_face_source(name: str, path: Path, split: str) -> Source:
     import datasets  # slow to import, and needed for this source only
 
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet")) + sorted(path.rglob("*.arrow"))
     try:
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             data = datasets.load_from_disk(str(path))
         elif path.exists():
-            files = [path] if path.is_file() else sorted(path.rglob("*.parquet")) + sorted(path.rglob("*.arrow"))
-            kind = "parquet" if files and files[0].suffix == ".parquet" else "arrow"
+            kind = files[0].suffix[1:] if files else "arrow"
             data = datasets.load_dataset(kind, data_files={split: [str(file) for file in files]})
         elif split in datasets.get_dataset_config_names(name):  # earlier scripts give a configuration here
             data = datasets.load_dataset(name, split, split="train")
         else:
             data = datasets.load_dataset(name, split=split)
-        data = data[split] if isinstance(data, dict) else data
-    except (OSError, ValueError, KeyError, IndexError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (OSError, ValueError, IndexError, datasets.exceptions.DatasetsError) as error:
+        _refuse_damaged(files)
         raise UserError(
             f"no background text under {name!r} (split {split!r}): not a folder with .txt, .parquet or .arrow files "
             f"and not a dataset that can be loaded ({str(error).splitlines()[0]})"
         ) from error
+    if isinstance(data, dict):
+        if split not in data:
+            raise UserError(f"dataset {name!r} has no split {split!r}; its splits are {', '.join(data)}")
+        data = data[split]
     if "text" not in data.column_names:
         raise UserError(f"dataset {name!r} has no column 'text'; its columns are {', '.join(data.column_names)}")
     return Source(f"{name} {split}", digest([data._fingerprint]), lambda: (row["text"] for row in data))
+
+
+def _refuse_damaged(files: list[Path]) -> None:
+    """Raise `UserError` for the first file that cannot be read alone: an error of many does not say which."""
+    import datasets
+
+    for file in files:
+        try:
+            datasets.load_dataset(file.suffix[1:], data_files=str(file))
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise UserError(f"{file}: cut or damaged ({error.__cause__ or error})") from error
 
 
 class Background:
     """Tokenised sentences, end to end, in memory-mapped Arrow.
 
     Attributes:
-        name: of the source. num_tokens: in all sentences.
+        name: of the source. num_tokens: in all sentences. repeat: whether a sample may need more than these.
     """
 
-    def __init__(self, name: str, path: Path, first_share: float = 0.0, last_share: float = 1.0):
-        """Open a prepared file; `first_share` and `last_share` bound the part of its sentences that is used."""
-        self.name, self.path, self.shares = name, path, (first_share, last_share)
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
-        self.columns = [file.get_batch(number).column(0) for number in range(file.num_record_batches)]
+    def __init__(self, name: str, path: Path, first_share: float = 0.0, last_share: float = 1.0, repeat: bool = False):
+        """Open a prepared file; `first_share` and `last_share` bound the part of its sentences that is used.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        self.name, self.path, self.shares, self.repeat = name, path, (first_share, last_share), repeat
+        try:
+            file = pa.ipc.open_file(pa.memory_map(str(path)))
+            self.columns = [file.get_batch(number).column(0) for number in range(file.num_record_batches)]
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path}: cut or damaged ({error}); remove it, and it is made again") from error
         self.tokens = [column.values.to_numpy() for column in self.columns]
         starts = np.concatenate([[0], np.cumsum([len(tokens) for tokens in self.tokens])])
         borders = [column.offsets.to_numpy()[:-1] + start for column, start in zip(self.columns, starts)]
@@ -130,7 +152,7 @@ class Background:
         self.borders = borders[round(first_share * count) : round(last_share * count) + 1]
 
     def __reduce__(self):  # workers open the file themselves and share its pages
-        return Background, (self.name, self.path, *self.shares)
+        return Background, (self.name, self.path, *self.shares, self.repeat)
 
     @property
     def num_tokens(self) -> int:
@@ -138,14 +160,14 @@ class Background:
 
     def part(self, first_share: float, last_share: float) -> "Background":
         """The sentences between two shares (0 to 1) of the file."""
-        return Background(self.name, self.path, first_share, last_share)
+        return Background(self.name, self.path, first_share, last_share, self.repeat)
 
     def require(self, num_tokens: int) -> None:
-        """Raise `UserError` if one sample would need more tokens than there are."""
-        if num_tokens > self.num_tokens:
+        """Raise `UserError` if one sample would need more tokens than there are, and they are not to be repeated."""
+        if num_tokens > self.num_tokens and not (self.repeat and self.num_tokens):
             raise UserError(
                 f"background text too short: {self.name} has {self.num_tokens} tokens, a sample needs {num_tokens}; "
-                "give more text or a smaller sample size"
+                "give more text or a smaller sample size, or read it again and again with --repeat_background"
             )
 
     def draw(self, num_tokens: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -154,12 +176,23 @@ class Background:
         Returns:
             num_tokens token ids, and the places in them where a sentence starts, with `num_tokens` at the end.
         """
+        if num_tokens > self.num_tokens:
+            return self._draw_cycle(num_tokens, rng)
         last = int(np.searchsorted(self.borders, self.borders[-1] - num_tokens, side="right"))
         first = int(rng.integers(last))
         start = int(self.borders[first])
         stop = start + num_tokens
         inside = int(np.searchsorted(self.borders, stop))
         return self._slice(start, stop), np.append(self.borders[first:inside] - start, num_tokens)
+
+    def _draw_cycle(self, num_tokens: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """As `draw`, from a text that is too short: the first sentence follows the last."""
+        starts = self.borders[:-1] - self.borders[0]
+        start = int(rng.choice(starts))
+        rounds = np.arange(0, start + num_tokens, self.num_tokens)
+        places = np.add.outer(rounds, starts).ravel() - start
+        text = np.roll(self._slice(*self.borders[[0, -1]]), -start)
+        return np.resize(text, num_tokens), np.append(places[(places >= 0) & (places < num_tokens)], num_tokens)
 
     def _slice(self, start: int, stop: int) -> np.ndarray:
         chunk = int(np.searchsorted(self.chunk_starts, start, side="right")) - 1
@@ -173,7 +206,11 @@ class Background:
 
 
 def prepare_background(
-    source: Source, tokenizer: PreTrainedTokenizerBase, tokenizer_identity: str, cache_dir: Path | None = None
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizer_identity: str,
+    cache_dir: Path | None = None,
+    repeat: bool = False,
 ) -> Background:
     """Tokenise a source, or open what an earlier run made of the same text with the same tokenizer."""
     name = digest([FORMAT, str(MIN_SENTENCE_TOKENS), source.identity, tokenizer_identity])
@@ -183,7 +220,7 @@ def prepare_background(
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         _write(temporary, source, tokenizer)
         temporary.replace(path)
-    return Background(source.name, path)
+    return Background(source.name, path, repeat=repeat)
 
 
 def _write(path: Path, source: Source, tokenizer: PreTrainedTokenizerBase) -> None:

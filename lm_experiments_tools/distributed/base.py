@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from ..errors import UserError
 
@@ -20,6 +21,7 @@ class Engine(Protocol):
         rank: 0 to world_size - 1. device: of this rank.
         gradient_scale: what a rank's loss is multiplied with so that reduced gradients are the sum over ranks.
         settling_passes: backward passes after which gradients are summed in the order that they keep.
+        save_group: of the ranks that write parts of a checkpoint, for collectives beside training; None: rank 0 writes.
     """
 
     rank: int
@@ -27,15 +29,26 @@ class Engine(Protocol):
     device: torch.device
     gradient_scale: float
     settling_passes: int
+    save_group: ProcessGroup | None
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The module to call in training; its gradients are reduced over ranks."""
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """The module to call in training; its gradients are reduced over ranks.
+
+        Where parameters are split over ranks, those of the optimizer, which has no state yet, are exchanged.
+        """
 
     def no_reduction(self, module: nn.Module) -> AbstractContextManager:
         """Inside, backward passes only accumulate on this rank."""
 
-    def reduce_gradients(self, module: nn.Module) -> None:
-        """After the last backward pass of an update: sum over ranks what the backward pass has not."""
+    def reduce_gradients(self, module: nn.Module, in_backward: bool) -> None:
+        """After the last backward pass of an update: sum over ranks what the backward pass has not.
+
+        Args:
+            in_backward: that pass ran outside `no_reduction`.
+        """
+
+    def gathered(self, module: nn.Module) -> AbstractContextManager:
+        """Inside, parameters are whole on every rank, and forward passes are no collectives."""
 
     def sum_(self, tensor: torch.Tensor) -> None:
         """Sum over ranks, in place."""
@@ -61,26 +74,35 @@ def rank_0_first(engine: Engine) -> Iterator[None]:
         engine.barrier()
 
 
-ENGINES = ("auto", "single", "ddp", "horovod")
+ENGINES = ("auto", "single", "ddp", "fsdp", "horovod")
 
 
-def make_engine(name: str = "auto") -> Engine:
+def make_engine(name: str = "auto", timeout: float | None = None) -> Engine:
     """The engine of this name; auto: by what the launcher sets, torchrun WORLD_SIZE, horovodrun HOROVOD_SIZE.
 
+    Args:
+        timeout: seconds after which a rank gives up waiting for the others; None: the engine's default.
+
     Raises:
-        UserError: no such engine, or Horovod is not installed.
+        UserError: no such engine, not started by torchrun, or Horovod is not installed.
     """
     if name == "auto":
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
         name = "horovod" if "HOROVOD_SIZE" in os.environ else "ddp" if launched else "single"
+    if name in ("ddp", "fsdp") and "RANK" not in os.environ:
+        raise UserError(f"engine {name} is started by torchrun: torchrun --nproc_per_node 2 PROGRAM.py ...")
     if name == "ddp":
         from .torch_ddp import DdpEngine
 
-        return DdpEngine()
+        return DdpEngine(timeout)
+    if name == "fsdp":
+        from .torch_fsdp import FsdpEngine
+
+        return FsdpEngine(timeout)
     if name == "horovod":
         from .horovod import HorovodEngine
 
-        return HorovodEngine()
+        return HorovodEngine(timeout)
     if name == "single":
         from .single import SingleEngine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,8 +22,14 @@ class HorovodEngine:
 
     gradient_scale = 1.0  # gradients are summed, not averaged
     settling_passes = 0
+    save_group = None
 
-    def __init__(self):
+    def __init__(self, timeout: float | None = None):
+        """`timeout`: seconds that a collective waits for other ranks; None: Horovod's default."""
+        if timeout is not None:
+            os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] = str(max(1, int(timeout) // 2))
+            os.environ["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"] = str(int(timeout))
+            os.environ["HOROVOD_GLOO_TIMEOUT_SECONDS"] = str(int(timeout))
         try:
             import horovod.torch as hvd
         except ImportError as error:
@@ -35,18 +42,21 @@ class HorovodEngine:
         if cuda:
             torch.cuda.set_device(self.device)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         self.hvd.broadcast_parameters(model.state_dict(), root_rank=0)
         return model
 
     def no_reduction(self, module: nn.Module):
         return nullcontext()
 
-    def reduce_gradients(self, module: nn.Module) -> None:
+    def reduce_gradients(self, module: nn.Module, in_backward: bool) -> None:
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         if gradients:
             handle = self.hvd.grouped_allreduce_async_(gradients, op=self.hvd.Sum, name="gradients")
             self.hvd.synchronize(handle)
+
+    def gathered(self, module: nn.Module):
+        return nullcontext()
 
     def sum_(self, tensor: torch.Tensor) -> None:
         self.hvd.allreduce_(tensor, op=self.hvd.Sum, name="sum")

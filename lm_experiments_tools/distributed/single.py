@@ -8,6 +8,7 @@ from torch import nn
 
 
 class SingleEngine:
+    save_group = None
     rank = 0
     world_size = 1
     gradient_scale = 1.0
@@ -16,14 +17,17 @@ class SingleEngine:
     def __init__(self):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         return model
 
     def no_reduction(self, module: nn.Module):
         return nullcontext()
 
-    def reduce_gradients(self, module: nn.Module) -> None:
+    def reduce_gradients(self, module: nn.Module, in_backward: bool) -> None:
         pass
+
+    def gathered(self, module: nn.Module):
+        return nullcontext()
 
     def sum_(self, tensor: torch.Tensor) -> None:
         pass

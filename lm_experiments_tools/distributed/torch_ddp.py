@@ -1,6 +1,10 @@
 """`torch.distributed` data parallel, started by torchrun: NCCL on GPUs, gloo on CPUs."""
 
+import ctypes
 import os
+import signal
+from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -10,11 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .base import rank_0_first
 
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+
 
 class DdpEngine:
-    def __init__(self):
+    save_group = None
+
+    def __init__(self, timeout: float | None = None):
+        """`timeout`: seconds that a collective waits for other ranks; None: torch's default."""
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # save and end when the launcher is killed
         cuda = torch.cuda.is_available()
-        dist.init_process_group("nccl" if cuda else "gloo", **_meeting_place())
+        self.timeout = None if timeout is None else timedelta(seconds=timeout)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=self.timeout, **_meeting_place())
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.gradient_scale = float(self.world_size)  # DDP averages over ranks
         self.settling_passes = 2  # DDP orders its buckets anew after the first backward pass
@@ -22,14 +33,22 @@ class DdpEngine:
         if cuda:
             torch.cuda.set_device(self.device)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         return DistributedDataParallel(model, device_ids=[self.device.index] if self.device.index is not None else None)
 
     def no_reduction(self, module: nn.Module):
         return module.no_sync()
 
-    def reduce_gradients(self, module: nn.Module) -> None:
-        pass
+    def reduce_gradients(self, module: nn.Module, in_backward: bool) -> None:
+        if in_backward:
+            return
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.world_size
+
+    def gathered(self, module: nn.Module):
+        return nullcontext()
 
     def sum_(self, tensor: torch.Tensor) -> None:
         dist.all_reduce(tensor)

@@ -1,22 +1,41 @@
-"""Fixtures of the fault suite."""
+"""Fixtures of the fault suite, and its table case by case."""
 
 import pytest
-from processes import finish, result, start
+from processes import completed, result
 
-from lm_experiments_tools.status import read_status
+OUTCOMES = {}  # (case, what happens) -> outcomes of its tests
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory):
-    """Results by number of ranks, made once each."""
+    """Results by number of ranks and options, made once each."""
     made = {}
 
-    def of(ranks):
-        if ranks not in made:
-            run = tmp_path_factory.mktemp(f"ranks-{ranks}")
-            code, output = finish(start(run, ranks))
-            assert code == 0 and read_status(run)["status"] == "done", output
-            made[ranks] = result(run)
-        return made[ranks]
+    def of(ranks=1, **options):
+        key = ranks, *sorted(options.items())
+        if key not in made:
+            run = tmp_path_factory.mktemp("uninterrupted")
+            completed(run, ranks, **options)
+            made[key] = result(run)
+        return made[key]
 
     return of
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    marker = item.get_closest_marker("case")
+    if marker and (report.when == "call" or report.outcome != "passed"):
+        OUTCOMES.setdefault(marker.args, []).append(report.outcome)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What was shown of each case."""
+    if not OUTCOMES:
+        return
+    terminalreporter.section("fault cases")
+    for (case, what), outcomes in sorted(OUTCOMES.items()):
+        worst = next(word for word in ("failed", "skipped", "passed") if word in outcomes)
+        terminalreporter.line(f"{case:>3}  {worst:<8}{len(outcomes):>3} tests  {what}")

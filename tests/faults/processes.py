@@ -7,12 +7,20 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load_file
 
 from lm_experiments_tools import checkpoint
+from lm_experiments_tools.status import read_status
 
 TESTS = Path(__file__).parents[1]
-TIMINGS = {"tokens_per_second", "samples_per_second", "data_wait_share"}
+PROGRAMS = [[str(TESTS / name)] for name in ("tiny_task.py", "faults/faulty_task.py")]
+HOROVODRUN = Path(sys.executable).with_name("horovodrun")
+needs_horovod = pytest.mark.skipif(
+    not HOROVODRUN.exists(), reason="Horovod is not installed: scripts/install_horovod.sh"
+)
+TIMINGS = {"tokens_per_second", "samples_per_second", "data_wait_share", "model_flops_utilisation"}
 UPDATES = 40
 RUN = dict(
     iters=UPDATES, batch_size=2, gradient_accumulation_steps=2, save_interval=7, valid_interval=5, log_interval=1,
@@ -20,20 +28,37 @@ RUN = dict(
 )  # fmt: skip
 
 
-def launch(run, options, ranks=1, fault=None, restarts=0):
-    """A run of `tiny_task.py` as processes of its own; `fault`: see `faulty_task.py`; `restarts`: by torchrun."""
+def launch(run, options, ranks=1, fault=None, restarts=0, program=None):
+    """A run of `tiny_task.py` or another program as processes of its own, by the launcher of its engine.
+
+    `fault`: see `faulty_task.py`; `restarts`: by torchrun.
+    """
     words = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--max-restarts={restarts}"]
-    launcher = [*torchrun, f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    program = TESTS / ("faults/faulty_task.py" if fault else "tiny_task.py")
-    command = [sys.executable, *launcher, str(program), f"--model_path={run}", *words]
+    program = program or TESTS / ("faults/faulty_task.py" if fault else "tiny_task.py")
+    command = [sys.executable, str(program), f"--model_path={run}", *words]
+    engine = options.get("engine", "auto")
+    if engine == "horovod":
+        command = [str(HOROVODRUN), "-np", str(ranks), "-H", f"localhost:{ranks}", *command]
+    elif ranks > 1 or engine == "fsdp":
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--max-restarts={restarts}"]
+        command = [sys.executable, *torchrun, f"--nproc_per_node={ranks}", *command[1:]]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}:{TESTS}", "FAULT": fault or ""}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment["PATH"] = f"{HOROVODRUN.parent}:{environment['PATH']}"
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 def start(run, ranks=1, fault=None, restarts=0, **options):
     """`launch` with the options of this suite."""
     return launch(run, RUN | options, ranks, fault, restarts)
+
+
+def completed(run, *arguments, **options):
+    """The output of a run that must end well."""
+    code, output = finish(start(run, *arguments, **options))
+    assert code == 0 and read_status(run)["status"] == "done", output
+    return output
 
 
 def finish(process, seconds=120):
@@ -52,10 +77,24 @@ def wait_for_update(run, update, seconds=120):
     raise AssertionError(f"no update {update} in {run}")
 
 
-def workers_of(launcher):
-    """Process ids of the ranks that a launcher started."""
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(launcher.pid)], capture_output=True, text=True).stdout
-    return [int(pid) for pid in listed.split()]
+def ranks_of(run):
+    """Process ids of the ranks of a run: python with the program as its first word, whoever started it."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = [word for word in entry.read_text().split("\0") if word != "-u"]
+        except OSError:  # it has just ended
+            continue
+        if words[1:2] in PROGRAMS and f"--model_path={run}" in words:
+            found.append(int(entry.parent.name))
+    return sorted(found)
+
+
+def wait_until_none_is_left(run, seconds):
+    deadline = time.monotonic() + seconds
+    while left := ranks_of(run):
+        assert time.monotonic() < deadline, f"{left} still run after {seconds} s"
+        time.sleep(0.05)
 
 
 def result(run):
@@ -63,9 +102,11 @@ def result(run):
     folder = checkpoint.step_folder(run, UPDATES)
     assert checkpoint.problem_of(folder) is None
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    parts = sorted((folder / "optimizer").glob("*"))
     return {
         "weights": (folder / "model.safetensors").read_bytes(),
         "optimizer": repr(torch.load(folder / "optimizer.pt", weights_only=True)),
+        "optimizer parts": {path.name: repr(sorted(load_file(path).items())) for path in parts},
         "progress": (folder / "trainer_state.json").read_text(),
         "rows": [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows],
         "best": os.readlink(run / "best"),
