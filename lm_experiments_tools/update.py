@@ -62,6 +62,7 @@ def _accumulate(
         in_backward: the last backward pass may sum over ranks; False: nothing is a collective before all have ended.
     """
     engine = trainer.engine
+    engine.gather_parameters(module)
     micro_batches = [part for batch in batches for part in _split(batch, trainer.progress.splits)]
     try:
         for index, batch in enumerate(micro_batches):
@@ -156,10 +157,9 @@ def settle(trainer: Trainer, module: nn.Module) -> None:
     """
     if not trainer.engine.settling_passes:
         return
-    rng, dataset = checkpoint.rng_state(), KeyedDataset(trainer.train_dataset)
-    samples = [dataset[0, index % len(trainer.train_dataset)] for index in range(trainer.args.batch_size)]
-    batch = _split((trainer.collate_fn or default_collate)(samples), trainer.progress.splits)[0]
-    batch = trainer.to_device(batch)
+    rng = checkpoint.rng_state()
+    sample = KeyedDataset(trainer.train_dataset)[0, 0]
+    batch = trainer.to_device((trainer.collate_fn or default_collate)([sample]))
     module.train()
     for _ in range(trainer.engine.settling_passes):
         with trainer.autocast():

@@ -37,6 +37,9 @@ class Engine(Protocol):
         Where parameters are split over ranks, those of the optimizer, which has no state yet, are exchanged.
         """
 
+    def gather_parameters(self, module: nn.Module) -> None:
+        """Before the forward passes of an update: parameters become whole on every rank, until gradients are summed."""
+
     def no_reduction(self, module: nn.Module) -> AbstractContextManager:
         """Inside, backward passes only accumulate on this rank."""
 

@@ -46,6 +46,9 @@ class HorovodEngine:
         self.hvd.broadcast_parameters(model.state_dict(), root_rank=0)
         return model
 
+    def gather_parameters(self, module: nn.Module) -> None:
+        pass
+
     def no_reduction(self, module: nn.Module):
         return nullcontext()
 

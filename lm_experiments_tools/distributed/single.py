@@ -20,6 +20,9 @@ class SingleEngine:
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         return model
 
+    def gather_parameters(self, module: nn.Module) -> None:
+        pass
+
     def no_reduction(self, module: nn.Module):
         return nullcontext()
 

@@ -36,6 +36,9 @@ class DdpEngine:
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         return DistributedDataParallel(model, device_ids=[self.device.index] if self.device.index is not None else None)
 
+    def gather_parameters(self, module: nn.Module) -> None:
+        pass
+
     def no_reduction(self, module: nn.Module):
         return module.no_sync()
 

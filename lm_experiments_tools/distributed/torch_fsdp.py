@@ -1,8 +1,9 @@
 """Fully sharded data parallel (FSDP2), started by torchrun: parameters and optimizer state are split over ranks.
 
 A recurrent model calls each layer once a segment, and samples have different numbers of segments, so collectives
-inside layers would be many, and not the same number on all ranks. Here a layer is gathered at its first call of an
-update and kept until the last backward pass; then gradients are summed once, each rank keeping its part. Between
+inside layers would be many, and not the same number on all ranks. Here all layers are asked for when an update begins,
+arrive while those before them run, and stay until its last backward pass; then gradients are summed once, each rank
+keeping its part. So no rank that fails inside a pass (out of memory) leaves another one waiting there. Between
 updates a rank holds 1 / ranks of weights and optimizer state (12 of the 16 bytes a parameter of AdamW in float32);
 inside an update all weights and gradients.
 """
@@ -32,6 +33,8 @@ class FsdpEngine(DdpEngine):
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Split every layer (`_no_split_modules` of Hugging Face's models) on its own, and the rest together."""
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)  # as DDP does
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         layers = getattr(model, "_no_split_modules", None) or ()
         for module in [module for module in model.modules() if type(module).__name__ in layers]:
@@ -46,11 +49,15 @@ class FsdpEngine(DdpEngine):
                 group["fused"] = False
         return model
 
+    def gather_parameters(self, module: nn.Module) -> None:
+        for part in _parts(module):
+            part.unshard(async_op=True)
+
     def no_reduction(self, module: nn.Module):
         return nullcontext()
 
     def reduce_gradients(self, module: nn.Module, in_backward: bool) -> None:
-        gathered = [parameter for parameter in module.parameters()]
+        gathered = list(module.parameters())
         gradients = [parameter.grad for parameter in gathered]
         for parameter in gathered:
             parameter.grad = None
@@ -62,12 +69,10 @@ class FsdpEngine(DdpEngine):
 
     @contextmanager
     def gathered(self, module: nn.Module) -> Iterator[None]:
-        parts = _parts(module)
-        for part in parts:
+        for part in _parts(module):
             part.unshard()
         yield
-        for part in parts:
-            part.reshard()
+        _reshard(module)
 
 
 def _parts(module: nn.Module) -> list[FSDPModule]:

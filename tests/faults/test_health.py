@@ -82,7 +82,7 @@ def test_too_little_memory_halves_the_micro_batch_on_all_ranks(tmp_path, uninter
 def test_out_of_memory_tells_the_sizes_and_what_to_lower(tmp_path):
     for options in ({}, {"auto_micro_batch": True}):
         code, output = finish(start(tmp_path, fault="out-of-memory 0", **options))
-        message = output.splitlines()[-1]
+        message = output[output.index("error: ") :]
         size = 1 if options else 2
         assert code == 2 and message.startswith("error: out of memory at update 1"), output
         assert f"micro-batch of {size} x 6 tokens" in message and "lower batch_size" in message

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from processes import (
+    UPDATES,
     assert_same,
     completed,
     finish,
@@ -139,7 +140,8 @@ def test_under_horovodrun_a_save_that_takes_too_long_is_left_out(tmp_path, unint
 
 @pytest.mark.case(10, "a signal to one rank alone")
 def test_a_second_signal_to_one_rank_in_the_save_leaves_one_whole_checkpoint(tmp_path, uninterrupted):
-    process = start(tmp_path, 2, "saves-take 2", save_interval=None, valid_interval=40)
+    options = dict(save_interval=None, valid_interval=UPDATES)
+    process = start(tmp_path, 2, "saves-take 2", **options)
     wait_for_update(tmp_path, 12)
     last = ranks_of(tmp_path)[-1]
     os.kill(last, signal.SIGTERM)
@@ -149,8 +151,8 @@ def test_a_second_signal_to_one_rank_in_the_save_leaves_one_whole_checkpoint(tmp
     wait_until_none_is_left(tmp_path, 10)
     (folder,) = checkpoint.step_folders(tmp_path)
     assert checkpoint.problem_of(folder) is None
-    completed(tmp_path, 2)
-    assert_same(tmp_path, uninterrupted(2))
+    completed(tmp_path, 2, **options)
+    assert_same(tmp_path, uninterrupted(2, **options))
 
 
 @pytest.mark.case(17, "a signal between micro-batches: the update ends first")
