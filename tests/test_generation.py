@@ -137,7 +137,8 @@ def test_criteria_scores_and_the_returned_cache():
     close(output.scores[3], model(output.sequences[:, :-1]).logits[:, -1])
     # the cache goes on where generation ended, also when the whole conversation is given again
     longer = torch.cat((output.sequences, tokens(1, 3)), dim=1)
-    continued = model.generate(longer, cache=output.cache, max_new_tokens=4, **GREEDY)
+    name = "cache" if "cache" in output else "past_key_values"  # before transformers 5.24
+    continued = model.generate(longer, **{name: output[name]}, max_new_tokens=4, **GREEDY)
     assert torch.equal(continued, model.generate(longer, max_new_tokens=4, **GREEDY))
 
 
