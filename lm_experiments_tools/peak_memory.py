@@ -1,5 +1,6 @@
 """Most memory that something takes, on CUDA or in the resident memory of the process."""
 
+import resource
 import threading
 import time
 from pathlib import Path
@@ -8,6 +9,13 @@ import torch
 
 PAGE = 4096  # bytes, of /proc/self/statm
 SAMPLED_EVERY = 0.005  # seconds, on a CPU
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes so far: of the tensors on a CUDA device, or of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class PeakMemory:

@@ -26,6 +26,7 @@ from .errors import UserError
 from .loggers import progress_bar, say
 from .metrics import Batch, MetricSums
 from .optim import PlateauDrop, make_schedule
+from .peak_memory import peak_memory
 from .preemption import Preempted, StopRequest
 from .sampling import KeyedDataset, TrainSampler
 from .saving import Saver
@@ -237,9 +238,7 @@ class Trainer:
             values["model_flops_utilisation"] = share
         if self.progress.skipped:
             values["skipped_updates"] = float(self.progress.skipped)
-        if self.engine.device.type == "cuda":
-            values["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.engine.device) / 2**30
-        return values
+        return values | {"peak_memory_gib": peak_memory(self.engine.device) / 2**30}
 
     def _is_save_due(self) -> bool:
         args, progress = self.args, self.progress

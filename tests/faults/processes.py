@@ -20,7 +20,7 @@ HOROVODRUN = Path(sys.executable).with_name("horovodrun")
 needs_horovod = pytest.mark.skipif(
     not HOROVODRUN.exists(), reason="Horovod is not installed: scripts/install_horovod.sh"
 )
-TIMINGS = {"tokens_per_second", "samples_per_second", "data_wait_share", "model_flops_utilisation"}
+TIMINGS = {"tokens_per_second", "samples_per_second", "data_wait_share", "model_flops_utilisation", "peak_memory_gib"}
 UPDATES = 40
 RUN = dict(
     iters=UPDATES, batch_size=2, gradient_accumulation_steps=2, save_interval=7, valid_interval=5, log_interval=1,
