@@ -1,8 +1,9 @@
-"""The simulator: the published form, answers that an independent reading of the text confirms, published proportions.
+"""Simulated qa1 to qa5: the published form, answers that an independent reading confirms, published proportions.
 
 Numbers of qa1 and qa2 were measured on the published en-10k files.
 """
 
+import hashlib
 from collections import Counter
 
 import pytest
@@ -10,6 +11,14 @@ import pytest
 from lm_experiments_tools.data import babi, babi_simulator
 from lm_experiments_tools.errors import UserError
 
+TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
+WRITTEN = {  # digests of the training file of seed 0 and the test file of seed 3, 500 questions each
+    "qa1": ("40fc1f31022bca6f", "c99bd62e6eaa126d"),
+    "qa2": ("f9923a21f35e65ea", "a13204ac06e87f20"),
+    "qa3": ("434a6bc55729c3b2", "04550c3f5e089102"),
+    "qa4": ("b658355087e46f63", "2cc7073c1c7e925f"),
+    "qa5": ("e85ec15da77838b7", "a03c93a7df2b3e17"),
+}
 OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 TAKES = ("got", "grabbed", "picked", "took")
 LEAVES = ("discarded", "dropped", "left", "put")
@@ -19,7 +28,7 @@ GIVES = ("gave", "handed", "passed")
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("babi")
-    paths = {task: babi_simulator.write_task(folder, task, "train", 3000, seed=5) for task in babi_simulator.SIMULATED}
+    paths = {task: babi_simulator.write_task(folder, task, "train", 3000, seed=5) for task in TASKS}
     return {task: babi.read_questions(path) for task, path in paths.items()}
 
 
@@ -78,7 +87,7 @@ def expected_answer(task, question):
             return thing
 
 
-@pytest.mark.parametrize("task", babi_simulator.SIMULATED)
+@pytest.mark.parametrize("task", TASKS)
 def test_answers_equal_those_of_an_independent_reading(tasks, task):
     assert len(tasks[task]) >= 3000
     for question in tasks[task]:
@@ -102,6 +111,13 @@ def test_the_same_seed_gives_the_same_file_and_splits_differ(tmp_path):
 
     assert text("a", "train", 0) == text("b", "train", 0)
     assert len({text("a", "train", 0), text("a", "train", 1), text("a", "test", 0)}) == 3
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_files_are_those_that_published_numbers_rest_on(tmp_path, task):
+    for (split, seed), digest in zip((("train", 0), ("test", 3)), WRITTEN[task]):
+        text = babi_simulator.write_task(tmp_path, task, split, 500, seed).read_bytes()
+        assert hashlib.sha256(text).hexdigest()[:16] == digest
 
 
 def test_stories_have_the_published_shape(tasks):
@@ -143,8 +159,8 @@ def test_nobody_moves_to_where_they_are(tasks):
 
 
 def test_a_task_that_is_not_simulated_is_refused(tmp_path):
-    with pytest.raises(UserError, match="qa7 is not simulated.*--babi_path"):
-        babi_simulator.write_task(tmp_path, "qa7", "train", 10, 0)
+    with pytest.raises(UserError, match="qa11 is not simulated.*qa10.*--babi_path"):
+        babi_simulator.write_task(tmp_path, "qa11", "train", 10, 0)
 
 
 def test_the_command_writes_the_files(tmp_path, capsys):

@@ -28,7 +28,7 @@ class BabilongArgs:
     """Options of the task and its data."""
 
     task_dataset: str = option("qa1_single-supporting-fact", "bAbI task, by its short or full name")
-    babi_path: str | None = option(None, "folder of bAbI files, for example en-10k; default: simulated files")
+    babi_path: str | None = option(None, "folder of bAbI files, such as en-10k; default: simulated files, qa1 to qa10")
     simulated_questions: int = option(10_000, "training questions of a simulated task")
     noise_dataset: list[str] | None = option(
         None, "background: text files or folders, or one dataset; default: embedded sentences"
@@ -186,7 +186,8 @@ class BabilongTask:
         if args.babi_path:
             return tuple(babi.task_file(args.babi_path, args.task_dataset, split) for split in ("train", "test"))
         questions = {"train": args.simulated_questions, "test": max(1000, args.test_size or 0)}
-        made_by = digest([file_digest(Path(babi_simulator.__file__)), str(questions), str(self.seed)])
+        code = sorted(Path(babi_simulator.__file__).parent.glob("*.py"))
+        made_by = digest([*map(file_digest, code), str(questions), str(self.seed)])
         folder = self.cache / f"babi-simulated-{made_by}"
         name = babi.full_task_name(args.task_dataset)
         for split, number in questions.items():
