@@ -1,10 +1,19 @@
-"""Table and picture of a result by length."""
+"""Table and picture of a result by length; tables and heat maps of BABILong results."""
 
+import csv
 import json
 
+import matplotlib.image
 import pytest
+from matplotlib.colors import LinearSegmentedColormap
 
-from lm_experiments_tools.evaluation import report
+from lm_experiments_tools.errors import UserError
+from lm_experiments_tools.evaluation import figures, report, tables
+from lm_experiments_tools.evaluation.official_files import HEADER, Result
+from lm_experiments_tools.evaluation.scoring import Score
+
+ARMT = "instruction_no_examples_no_post_prompt_no_chat_template_no_system_prompt_no"
+OTHER = "instruction_yes_examples_yes_post_prompt_yes_chat_template_no_system_prompt_no"
 
 
 def metrics(shares):
@@ -35,3 +44,89 @@ def test_json_is_whole_and_holds_no_bare_nan(tmp_path):
     report.write_json(tmp_path / "m.json", {"valid": {"loss": float("nan"), "exact_match": 0.5}})
     assert json.loads((tmp_path / "m.json").read_text()) == {"valid": {"loss": "nan", "exact_match": 0.5}}
     assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
+
+
+def results(model, shares, setting=ARMT):
+    """Results on 100 samples; strict exact match is 10 percent lower."""
+    return [
+        Result(model, setting, task, length, Score(100, round(100 * share), max(0, round(100 * share) - 10)))
+        for (task, length), share in shares.items()
+    ]
+
+
+TWO = results("armt", {("qa2", "1M"): 0.9, ("qa1", "0k"): 1.0, ("qa1", "1M"): 0.7, ("qa10", "0k"): 0.5})
+
+
+def test_markdown_has_a_table_for_each_score_with_tasks_and_lengths_in_order():
+    text = tables.as_markdown(TWO)
+    assert "## armt: official score, %" in text and "## armt: strict exact match, %" in text
+    lines = text.splitlines()
+    assert lines[2] == "| task | 0k | 1M |"
+    assert lines[4] == "| qa1 | 100.0 (96.3–100.0) | 70.0 (60.4–78.1) |"
+    assert [line.split(" | ")[0] for line in lines[4:8]] == ["| qa1", "| qa2", "| qa10", "| average"]
+    assert lines[5].startswith("| qa2 | – |") and lines[7] == "| average | – | – |"
+
+
+def test_an_average_stands_where_all_tasks_have_a_score():
+    (grid,) = tables.grids(results("a", {("qa1", "1k"): 1.0, ("qa2", "1k"): 0.5, ("qa1", "2k"): 0.3}))
+    assert grid.share(tables.AVERAGE, "1k", "official") == 0.75
+    assert grid.share(tables.AVERAGE, "2k", "official") is None
+
+
+def test_csv_holds_every_score_with_its_interval():
+    rows = list(csv.DictReader(tables.as_csv(TWO).splitlines()))
+    assert len(rows) == 4 and rows[0]["official"] == "0.900000" and rows[0]["strict"] == "0.800000"
+    assert float(rows[2]["official_low"]) == pytest.approx(0.6042, abs=1e-4)
+
+
+def test_latex_has_as_many_cells_in_each_row_as_columns():
+    text = tables.as_latex(TWO + results("a_b%", {("qa1", "4k"): 0.2}))
+    assert text.count(r"\begin{tabular}{lccc}") == 2 and text.count(r"\end{tabular}") == 2
+    rows = [line for line in text.splitlines() if line.startswith(("qa", "task", "average"))]
+    assert {line.count("&") for line in rows} == {3} and all(line.endswith(r"\\") for line in rows)
+    assert r"\multicolumn{4}{l}{a\_b\%} \\" in text
+
+
+def test_a_model_with_several_prompts_has_a_grid_for_each():
+    both = results("m", {("qa1", "1k"): 1.0}) + results("m", {("qa1", "1k"): 0.5}, OTHER)
+    names = [grid.name for grid in tables.grids(both)]
+    assert names == ["m (no prompt)", "m (instruction, examples, post prompt)"]
+
+
+def test_heat_maps_are_drawn_for_any_number_of_models_tasks_and_lengths(tmp_path):
+    one = results("armt", {("qa1", "1k"): 0.4})
+    many = [
+        r for n in range(5) for r in results(f"m{n}", {(f"qa{t}", f"{k}k"): 0.1 * t for t in (1, 9) for k in (1, 8)})
+    ]
+    for number, shown in enumerate((one, TWO, many)):
+        figures.draw_heat_map(shown, [tmp_path / f"{number}.png", tmp_path / f"{number}.svg"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{n}.{kind}" for n in range(3) for kind in ("png", "svg")
+    ]
+    assert all(matplotlib.image.imread(tmp_path / f"{n}.png").shape[1] > 300 for n in range(3))
+
+
+def test_a_higher_score_is_lighter_also_without_colour():
+    colours = LinearSegmentedColormap.from_list("score", figures.COLOURS)
+    grey = [sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), colours(share / 100))) for share in range(101)]
+    assert all(low < high for low, high in zip(grey, grey[1:]))
+
+
+def test_the_command_writes_tables_and_pictures_of_chosen_models(tmp_path, capsys):
+    for model, output in (("a/x", "office"), ("b/y", "garden")):
+        folder = tmp_path / "results" / model
+        folder.mkdir(parents=True)
+        rows = "".join(f"{n},office,{output},Where? \n" for n in range(4))
+        (folder / f"qa1_1k_{ARMT}.csv").write_text(",".join(HEADER) + "\n" + rows)
+    report.main([str(tmp_path / "results"), "--output", str(tmp_path / "out"), "--models", "b/y"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "heat_map_official.png", "heat_map_official.svg", "heat_map_strict.png", "heat_map_strict.svg",
+        "scores.csv", "scores.md", "scores.tex",
+    ]  # fmt: skip
+    assert "b/y" in capsys.readouterr().out and "a/x" not in (tmp_path / "out" / "scores.md").read_text()
+    with pytest.raises(UserError, match="no results of model 'c'; there are some of a/x, b/y"):
+        report.main([str(tmp_path / "results"), "--models", "c"])
+    with pytest.raises(UserError, match="usage"):
+        report.main(["--output", "x"])
+    with pytest.raises(UserError, match="no results folder"):
+        report.main([str(tmp_path / "none")])

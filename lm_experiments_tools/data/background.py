@@ -183,7 +183,7 @@ class Background:
         start = int(self.borders[first])
         stop = start + num_tokens
         inside = int(np.searchsorted(self.borders, stop))
-        return self._slice(start, stop), np.append(self.borders[first:inside] - start, num_tokens)
+        return self.slice(start, stop), np.append(self.borders[first:inside] - start, num_tokens)
 
     def _draw_cycle(self, num_tokens: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """As `draw`, from a text that is too short: the first sentence follows the last."""
@@ -191,10 +191,10 @@ class Background:
         start = int(rng.choice(starts))
         rounds = np.arange(0, start + num_tokens, self.num_tokens)
         places = np.add.outer(rounds, starts).ravel() - start
-        text = np.roll(self._slice(*self.borders[[0, -1]]), -start)
+        text = np.roll(self.slice(*self.borders[[0, -1]]), -start)
         return np.resize(text, num_tokens), np.append(places[(places >= 0) & (places < num_tokens)], num_tokens)
 
-    def _slice(self, start: int, stop: int) -> np.ndarray:
+    def slice(self, start: int, stop: int) -> np.ndarray:
         chunk = int(np.searchsorted(self.chunk_starts, start, side="right")) - 1
         pieces = []
         while start < stop:

@@ -1,11 +1,25 @@
-"""The result of a run by length: `metrics.json`, a table and a picture."""
+"""The result of a run by length: `metrics.json`, a table and a picture. As a program, tables of BABILong results:
+
+    python -m lm_experiments_tools.evaluation.report babilong_evals --output report --models armt-3/best org/other
+
+RESULTS are folders of the files that `evaluation.babilong` or the public harness writes, of one model or of many.
+Leaves scores.md, scores.csv, scores.tex, and a heat map of the official and of the strict score.
+"""
 
 import json
-import math
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..loggers import finite
+from .. import cli
+from ..args import option
+from ..errors import UserError
+from ..loggers import finite, say
+from . import tables
+from .figures import draw_heat_map
+from .official_files import Result, read_folder
+from .scoring import wilson_interval
 
 Metrics = dict[str, Any]
 
@@ -15,14 +29,6 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """95 percent interval of a share observed on `count` samples (Wilson 1927)."""
-    z = 1.959964
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def length_table(metrics: Metrics) -> str:
@@ -80,3 +86,42 @@ def draw_lengths(metrics: Metrics, path: Path) -> None:
 
 def _short(tokens: float) -> str:
     return f"{tokens / 1000:.1f}k" if tokens >= 1000 else f"{tokens:.0f}"
+
+
+@dataclass
+class ReportArgs:
+    """Options of the report."""
+
+    output: str = option("report", "folder for tables and pictures")
+    models: list[str] | None = option(None, "models to show, in this order; default: all")
+
+
+def write_report(results: list[Result], folder: Path) -> None:
+    """Tables and heat maps of all scores."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writers = {".md": tables.as_markdown, ".csv": tables.as_csv, ".tex": tables.as_latex}
+    for suffix, as_table in writers.items():
+        (folder / f"scores{suffix}").write_text(as_table(results), encoding="utf-8")
+    for kind in tables.KINDS:
+        draw_heat_map(results, [folder / f"heat_map_{kind}{suffix}" for suffix in (".png", ".svg")], kind)
+
+
+def main(argv: list[str] | None = None) -> None:
+    words = list(sys.argv[1:] if argv is None else argv)
+    count = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
+    (args,) = cli.parse(words[count:], ReportArgs, description=__doc__)
+    if not count:
+        raise UserError("usage: python -m lm_experiments_tools.evaluation.report RESULTS... [--output FOLDER]")
+    results = [result for folder in words[:count] for result in read_folder(Path(folder))]
+    if args.models:
+        known = {result.model for result in results}
+        for model in args.models:
+            if model not in known:
+                raise UserError(f"no results of model {model!r}; there are some of {', '.join(sorted(known))}")
+        results = [result for model in args.models for result in results if result.model == model]
+    write_report(results, Path(args.output))
+    say(f"{tables.as_text(results)}\ntables and heat maps: {args.output}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,193 @@
+"""Evaluate a model on BABILong: any task, any length, results in the files of the public harness.
+
+    python -m lm_experiments_tools.evaluation.babilong --model runs/real-qa1/stage-4/best --tasks qa1 \
+        --lengths 0k 1k 32k 1M --babi_path ~/data/en-10k --noise_dataset ~/data/books --results_folder results
+
+A length counts tokens of the model's own tokenizer, k = 1000; 300 of them are left for prompt and question, as in the
+public sets; 0k are the facts alone. Killed, it goes on at the first missing sample when it is run again; under
+torchrun, ranks share the samples. `python -m lm_experiments_tools.evaluation.report` makes tables of the results.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from .. import cli
+from ..args import option
+from ..distributed import Engine, make_engine
+from ..errors import UserError
+from ..loggers import progress_bar, say
+from . import official_files, prompts, tables
+from .answering import Answerer, StreamingAnswerer
+from .loading import fingerprint, load_model
+from .samples import Corpus, TaskSamples
+from .scoring import labels_of
+
+PROMPT_TOKENS = 300  # of a length, that the public sets leave for prompt and question
+UNITS = {"k": 1_000, "M": 1_000_000}
+KNOWN_LENGTHS = "0k, 1k, 2k, 4k, ..., 128k, 512k, 1M, 10M, 50M, or any other number with k or M"
+PATIENCE = 30 * 24 * 3600.0  # seconds that a rank waits for the others, who may have long samples left
+
+
+@dataclass
+class EvaluationArgs:
+    """Options of the evaluation."""
+
+    model: str | None = option(None, "folder of a run, a checkpoint or a saved model, or a hub name")
+    tasks: list[str] | None = option(None, "tasks, for example qa1 qa2; default: qa1 to qa5")
+    lengths: list[str] | None = option(None, "lengths in tokens, for example 0k 1k 1M; default: 0k 1k 2k 4k 8k 16k 32k")
+    num_samples: int = option(100, "samples of a task and a length; raise it later, and the missing ones are added")
+    results_folder: str = option("babilong_evals", "results go to a folder of the model in this one")
+    model_name: str | None = option(None, "folder of the model in results_folder; default: the last two parts of model")
+    tokenizer: str | None = option(None, "tokenizer by name or folder; default: the model's own")
+    model_package: str = option("modeling_armt", "package to import first: it registers its models")
+    model_type: Literal["auto", "hf"] = option(
+        "auto", "auto: models that have `read` read chunk by chunk; hf: plain generate, inputs cut to the model's limit"
+    )
+    prompt_style: Literal["auto", "trained", "official"] = option(
+        "auto",
+        "trained: context, question, GEN; official: the public prompts; auto: trained for models that have `read`",
+    )
+    use_instruction: bool = option(True, "official prompts: with the instruction")
+    use_examples: bool = option(True, "official prompts: with the examples")
+    use_post_prompt: bool = option(True, "official prompts: with the text behind the examples")
+    use_chat_template: bool = option(False, "official prompts: as a message in the tokenizer's chat template")
+    system_prompt: str = option("", "official prompts: system message of the chat")
+    babi_path: str | None = option(None, "folder of bAbI files, for example en-10k; default: simulated files")
+    noise_dataset: list[str] | None = option(
+        None, "background: text files or folders, or one dataset; default: embedded sentences"
+    )
+    noise_dataset_split: str | None = option(None, "split of a Hugging Face noise_dataset; default: test")
+    allow_repeat: bool = option(False, "read a background that is too short for one sample again and again")
+    data_cache: str | None = option(None, "folder for prepared data; default: the user's cache folder")
+    batch_size: int = option(1, "samples that advance together")
+    max_new_tokens: int = option(20, "tokens of the longest answer")
+    mixed_precision: Literal["no", "bf16"] = option("no", "compute type")
+    seed: int = option(42, "seed of questions, background and places of facts")
+
+    def __post_init__(self):
+        self.tasks = self.tasks or ["qa1", "qa2", "qa3", "qa4", "qa5"]
+        self.lengths = self.lengths or ["0k", "1k", "2k", "4k", "8k", "16k", "32k"]
+        for task in self.tasks:
+            labels_of(task)
+        for length in self.lengths:
+            context_size(length)
+        for name in ("num_samples", "batch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.model is None:
+            raise UserError("give --model, the folder of a model")
+
+
+def context_size(length: str) -> int | None:
+    """Tokens of the context at a length; None: the facts alone.
+
+    Raises:
+        UserError: no such length.
+    """
+    match = re.fullmatch(r"(\d+)([kM])", length)
+    if match is None:
+        raise UserError(f"no length {length!r}; the lengths are {KNOWN_LENGTHS}")
+    tokens = int(match[1]) * UNITS[match[2]]
+    return tokens - PROMPT_TOKENS if tokens else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task at one length. missing: samples of this rank that have no answer yet."""
+
+    file: official_files.TaskFile
+    samples: TaskSamples
+    missing: list[int]
+
+
+def main(argv: list[str] | None = None) -> list[official_files.Result]:
+    transformers_logging.disable_progress_bar()
+    (args,) = cli.parse(argv, EvaluationArgs, description=__doc__)
+    engine = make_engine("auto", PATIENCE)
+    try:
+        return evaluate(args, engine)
+    finally:
+        engine.close()
+
+
+def evaluate(args: EvaluationArgs, engine: Engine) -> list[official_files.Result]:
+    """Answer what has no answer yet. Returns the results in the model's folder, on rank 0."""
+    streams = args.model_type == "auto"
+    model, tokenizer = load_model(args.model, args.model_package if streams else None, args.tokenizer)
+    streams = streams and hasattr(model, "read")
+    with engine.main_first():
+        corpus = Corpus(args, tokenizer, needs_background=any(context_size(length) for length in args.lengths))
+    generate_kwargs = _generate_kwargs(args, tokenizer)
+    folder = Path(args.results_folder) / (args.model_name or "/".join(Path(args.model).absolute().parts[-2:]))
+    made_with = {"model": fingerprint(args.model)} | corpus.identity
+    pairs = list(_task_files(args, corpus, folder, generate_kwargs, streams))
+    with engine.main_first():
+        if engine.rank == 0:
+            official_files.claim_folder(folder, made_with)
+            for file, samples in pairs:
+                file.prepare()
+                samples.write_places(file.csv.with_suffix(".jsonl"))
+        jobs = [
+            Job(file, samples, file.missing(len(samples))[engine.rank :: engine.world_size]) for file, samples in pairs
+        ]
+    engine.barrier()  # before a rank appends, all must know what is missing
+    answerer = (StreamingAnswerer if streams else Answerer)(model.to(engine.device), tokenizer, generate_kwargs)
+    bf16 = args.mixed_precision == "bf16"
+    with torch.autocast(engine.device.type, torch.bfloat16) if bf16 else nullcontext():
+        run(jobs, answerer, args.batch_size, engine.rank)
+    engine.barrier()
+    if engine.rank:
+        return []
+    for job in jobs:
+        job.file.merge()
+    results = official_files.read_folder(folder)
+    say(f"{tables.as_text(results)}\nresults: {folder}")
+    return results
+
+
+def _task_files(
+    args: EvaluationArgs, corpus: Corpus, folder: Path, generate_kwargs: dict[str, Any], streams: bool
+) -> Iterator[tuple[official_files.TaskFile, TaskSamples]]:
+    """The file and the samples of each task and length."""
+    style = args.prompt_style if args.prompt_style != "auto" else "trained" if streams else "official"
+    for task in args.tasks:
+        prompt = prompts.Prompt()
+        if style == "official":
+            parts = args.use_instruction, args.use_examples, args.use_post_prompt
+            prompt = prompts.official_prompt(task, *parts, args.use_chat_template, args.system_prompt)
+        for length in args.lengths:
+            samples = corpus.samples(task, length, context_size(length), prompt)
+            yield official_files.TaskFile(folder, task, length, prompt, generate_kwargs), samples
+
+
+def _generate_kwargs(args: EvaluationArgs, tokenizer) -> dict[str, Any]:
+    """Greedy, with the names and the order of the public harness."""
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    greedy = {"num_beams": 1, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {"max_new_tokens": args.max_new_tokens, "max_length": None, **greedy, "pad_token_id": pad}
+
+
+def run(jobs: list[Job], answerer: Answerer, batch_size: int, rank: int) -> None:
+    """Answer the missing samples of all jobs and append them."""
+    total = sum(job.samples.size(index) for job in jobs for index in job.missing)
+    with progress_bar(rank == 0, total=total, unit=" tokens", unit_scale=True) as bar:
+        for job in jobs:
+            bar.set_description(f"{job.samples.task} {job.samples.length}")
+            for start in range(0, len(job.missing), batch_size):
+                indexes = job.missing[start : start + batch_size]
+                outputs = answerer.answer([job.samples.sample(index) for index in indexes], bar.update)
+                for index, output in zip(indexes, outputs):
+                    question = job.samples.questions[index]
+                    row = official_files.Row(index, question.answer, output, question.question)
+                    job.file.append(row, rank)
+
+
+if __name__ == "__main__":
+    cli.run(main)
