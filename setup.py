@@ -25,6 +25,6 @@ setup(
     extras_require={
         "peft": ["peft>=0.18", "accelerate>=1.10"],  # LoRA; offloading and Hugging Face's Trainer
         "horovod": ["horovod==0.28.1"],
-        "dev": ["pytest>=8.0", "ruff>=0.9"],
+        "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9"],
     },
 )

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ from .preemption import Preempted
 from .status import exit_code
 
 NULLS = ("", "~", "null")
+_parse_only: ContextVar[bool] = ContextVar("parse_only", default=False)
+
+
+class _Parsed(Exception):
+    """Leaves a program behind its options."""
+
+    def __init__(self, options: tuple[Any, ...]):
+        self.options = options
 
 
 class _Parser(HfArgumentParser):
@@ -59,10 +68,35 @@ def parse(
         values = vars(parser.parse_args(arguments))
     except UserError as error:
         raise UserError(f"{config}: {error}" if config and not _parses(parser, argv) else str(error)) from error
+    options = tuple(kind(**{field.name: values[field.name] for field in fields(kind)}) for kind in kinds)
+    if _parse_only.get():
+        raise _Parsed(options)
     for name, reason in without_effect.items():
         if values[name] is not None:
             say(f"warning: --{name} has no effect: {reason}")
-    return tuple(kind(**{field.name: values[field.name] for field in fields(kind)}) for kind in kinds)
+    return options
+
+
+def options_of(main: Callable[[list[str]], Any], argv: Sequence[str]) -> dict[str, Any]:
+    """All options, by name, that a program reads from a command line; it goes no further than its call of `parse`."""
+    token = _parse_only.set(True)
+    try:
+        main(list(argv))
+    except _Parsed as parsed:
+        return resolved(*parsed.options)
+    finally:
+        _parse_only.reset(token)
+    raise TypeError(f"{main} does not read its options by cli.parse")
+
+
+def split(argv: Sequence[str], kind: type) -> tuple[Any, list[str]]:
+    """An instance of a dataclass, and the words that are no options of it.
+
+    Raises:
+        UserError: a value of the wrong type.
+    """
+    values, others = _Parser(kind, allow_abbrev=False, add_help=False).parse_known_args(list(argv))
+    return kind(**vars(values)), others
 
 
 def _parses(parser: _Parser, argv: Sequence[str]) -> bool:

@@ -7,6 +7,7 @@ A process that is killed leaves "running": like "preempted", it is to be started
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,8 +77,9 @@ def main(argv: list[str] | None = None) -> None:
     print(begun[-1]["status"] if begun else "unknown")
 
 
-def _number(folder: Path) -> int:
-    return int(folder.name.partition("-")[2])
+def _number(folder: Path) -> list[int]:
+    """Of stage-2-retry-1: 2, 1."""
+    return [int(number) for number in re.findall(r"\d+", folder.name)]
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def collect(trainer: Trainer, copy: bool) -> Content:
     weights = checkpoint.whole_weights(trainer.model, is_main, copy)
     if copy:
         states = tree_map(_copied, states) if is_main else {}
-    parts = {name: on_cpu(tensor, engine.save_group) for name, tensor in parts.items()}
+    parts = on_cpu(parts, engine.save_group) if parts else {}
     return Content(weights, states, ranks, parts, replace(trainer.progress), trainer.global_batch_size)
 
 

@@ -1,8 +1,7 @@
-"""The BABILong runner and its curriculum, as a user starts them."""
+"""The BABILong runner, as a user starts it."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,8 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 import run_finetuning_babilong as runner
-from lm_experiments_tools import curriculum
-from lm_experiments_tools.data import babi_simulator, embedded_text
+from lm_experiments_tools.data import babi_simulator
 from lm_experiments_tools.errors import UserError
 from modeling_armt import ArmtForCausalLM
 from modeling_armt.adapters import load_adapter
@@ -254,36 +252,6 @@ def wait_for(path, text=""):
         time.sleep(0.02)
 
 
-CURRICULUM = """
-runner: run_finetuning_babilong.py
-stages:
-  - {facts_only: true, max_n_facts: 2, iters: 3}
-  - {max_n_segments: 1, iters: 400, save_interval: 20, valid_interval: 200}
-  - {max_n_segments: 2, vary_n_segments: true, iters: 3, test_n_segments: [1, 2, 4]}
-"""
-
-
-def test_a_curriculum_killed_inside_a_stage_goes_on_there(shared, tmp_path, monkeypatch, capsys):
-    config, runs = tmp_path / "curriculum.yaml", tmp_path / "runs"
-    config.write_text(CURRICULUM)
-    common = options(shared, None, iters=None, max_n_segments=None, test_n_segments=None, max_n_facts=None)
-    words = ["-m", "lm_experiments_tools.curriculum", config, "--runs", runs, *common, "--max_n_facts", "2"]
-    process = program(*words)
-    wait_for(runs / "stage-2" / "log.jsonl", '"update": 30')
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    monkeypatch.chdir(ROOT)
-    curriculum.main([str(word) for word in words[2:]])
-    printed = capsys.readouterr().out
-    assert f"{runs / 'stage-1'} is done" in printed and "resumed from" in printed
-    rows = [json.loads(line) for line in (runs / "stage-2" / "log.jsonl").read_text().splitlines()]
-    assert [row["update"] for row in rows if row["split"] == "train"] == list(range(1, 401))
-    metrics = json.loads((runs / "metrics.json").read_text())
-    assert list(metrics["test"]) == ["1", "2", "4"] and (runs / "accuracy.png").exists()
-    curriculum.main([str(word) for word in words[2:]])
-    assert f"{runs / 'stage-3'} is done" in capsys.readouterr().out
-
-
 def test_a_stage_starts_from_the_best_of_the_one_before(shared, tmp_path):
     first = runner.main(options(shared, tmp_path / "a", facts_only=True))
     assert first["update"] == 4
@@ -309,78 +277,3 @@ def test_every_model_configuration_makes_one_update(shared, tmp_path, path):
         )  # fmt: skip
     )
     assert metrics["update"] == 1
-
-
-def stages_of(path):
-    """Command lines of a shipped configuration: one, or one a stage."""
-    os.environ.setdefault("DATA_DIR", "set-by-the-test")
-    shared_options = curriculum.cli.read_yaml(path)
-    stages = shared_options.pop("stages", [{}])
-    shared_options.pop("runner", None)
-    return [curriculum.cli.to_arguments({**shared_options, **stage}) for stage in stages]
-
-
-SHIPPED = [
-    (path, number)
-    for path in sorted((ROOT / "configs" / "babilong").glob("*.yaml"))
-    for number in range(len(stages_of(path)))
-]
-
-
-@pytest.mark.parametrize("path, number", SHIPPED, ids=lambda value: getattr(value, "stem", str(value)))
-def test_every_stage_of_every_shipped_configuration_makes_one_update(shared, tmp_path, monkeypatch, path, number):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("DATA_DIR", str(local_data(tmp_path)))
-    words = stages_of(path)[number]
-    if "--from_pretrained" in words:  # weights and tokenizers of the hub are replaced by local ones
-        words += ["--from_pretrained", str(tiny_gpt2(tmp_path, vocab=5000)), "--tokenizer", local_tokenizer(shared)]
-    words += [
-        "--model_path", str(tmp_path / "run"), "--data_cache", str(shared / "cache"), "--simulated_questions", "200",
-        "--iters", "1", "--valid_size", "1", "--test_size", "1", "--batch_size", "1",
-    ]  # fmt: skip
-    metrics = runner.main(words)
-    assert metrics["update"] == 1 and metrics["test"]
-
-
-def local_data(folder):
-    """A folder laid out as the shipped configurations and scripts expect it."""
-    for split in ("train", "test"):
-        for place in ("en-10k", "babi/en-10k"):
-            babi_simulator.write_task(folder / "data" / place, "qa1", split, 200, seed=0)
-    (folder / "data" / "books").mkdir()
-    stream = embedded_text.sentences(seed=3)
-    for name in ("moby", "pride", "sherlock", "frankenstein"):
-        (folder / "data" / "books" / f"{name}.txt").write_text("\n".join(next(stream) for _ in range(1500)))
-    return folder / "data"
-
-
-def local_tokenizer(shared):
-    from lm_experiments_tools.data import tokenizer
-
-    trained = tokenizer.train_tokenizer(["Mary moved to the kitchen."], "local", 300, shared)
-    trained.save_pretrained(shared / "tokenizer")
-    return str(shared / "tokenizer")
-
-
-def test_the_paper_curriculum_script_runs_all_stages_and_is_safe_to_run_again(shared, tmp_path):
-    local_data(tmp_path)
-    words = ["--from_pretrained", tiny_gpt2(tmp_path, vocab=5000), "--tokenizer", local_tokenizer(shared),
-             "--segment_size", 60, "--max_n_facts", 2, "--iters", 1, "--valid_size", 2, "--test_size", 1,
-             "--data_n_workers", 0, "--data_cache", shared / "cache"]  # fmt: skip
-    environment = os.environ | {
-        "DATA_DIR": str(tmp_path / "data"), "RUNS_DIR": str(tmp_path / "runs"), "NP": "1", "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }  # fmt: skip
-    outputs = []
-    for _ in range(2):
-        command = ["bash", "scripts/babilong/finetune_armt_curriculum.sh", "qa1", *map(str, words)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        outputs.append(done.stdout)
-    stages = sorted((tmp_path / "runs" / "babilong" / "qa1" / "armt-gpt2").iterdir())
-    assert [stage.name.split("-")[-1] for stage in stages] == ["2", "3", "5", "8", "16", "32"]
-    assert all((stage / "metrics.json").exists() for stage in stages)
-    configs = [json.loads((stage / "metrics.json").read_text())["config"] for stage in stages]
-    assert all(c["batch_size"] * c["gradient_accumulation_steps"] == 64 for c in configs)
-    assert configs[1]["model_cpt"] == str(stages[0]) and configs[0]["num_training_steps"] == 20_000
-    assert outputs[0].count("is done") == 0 and outputs[1].count("is done") == 6

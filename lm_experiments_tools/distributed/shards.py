@@ -33,13 +33,16 @@ def split_like(tensor: Tensor, own: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
-def on_cpu(tensor: DTensor, group: ProcessGroup) -> DTensor:
-    """A copy of every rank's part."""
+def on_cpu(tensors: dict[str, DTensor], group: ProcessGroup) -> Tensors:
+    """Copies of the rank's parts, for the ranks of `group`."""
     mesh = DeviceMesh.from_group(group, "cpu")
-    local = tensor.to_local().detach().to("cpu", copy=True)
-    return DTensor.from_local(
-        local, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
-    )
+    return {
+        name: DTensor.from_local(
+            tensor.to_local().detach().to("cpu", copy=True), mesh, tensor.placements,
+            run_check=False, shape=tensor.shape, stride=tensor.stride(),
+        )
+        for name, tensor in tensors.items()
+    }  # fmt: skip
 
 
 def save(tensors: Tensors, folder: Path, group: ProcessGroup) -> None:

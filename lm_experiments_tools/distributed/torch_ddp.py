@@ -5,6 +5,8 @@ import os
 import signal
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import cache
+from itertools import count
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .base import rank_0_first
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+GROUPS = count()  # made by this process
 
 
 class DdpEngine:
@@ -71,15 +74,18 @@ class DdpEngine:
         dist.destroy_process_group()
 
 
-def _meeting_place() -> dict[str, Any]:
-    """Where ranks find each other: by default what torchrun's environment says.
+@cache
+def _store() -> tuple[dist.Store, int, int]:
+    """Of this process, with its rank and their number; one for all groups that it makes, one behind the other."""
+    return next(dist.rendezvous("env://"))
 
-    On a single node, torchrun gives every restart of its ranks (--max-restarts) the store of the one before, in which
-    they would find the addresses of dead ranks: each restart gets names of its own.
+
+def _meeting_place() -> dict[str, Any]:
+    """Where ranks find each other: in the launcher's store, each group under names of its own.
+
+    A curriculum makes a group for each stage, and on a single node torchrun gives restarted ranks (--max-restarts) the
+    store of the ones before: a rank that is early would find the addresses of a group that is no more.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
-        return {}
-    ranks = int(os.environ["WORLD_SIZE"])
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), ranks, is_master=False)
-    own_names = dist.PrefixStore(f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    return {"store": own_names, "rank": int(os.environ["RANK"]), "world_size": ranks}
+    store, rank, ranks = _store()
+    names = f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}-group-{next(GROUPS)}"
+    return {"store": dist.PrefixStore(names, store), "rank": rank, "world_size": ranks}
