@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .segmentation import plan_segments
@@ -40,16 +41,19 @@ class RecurrentReading:
         Args:
             input_ids: (B, N), or (N,) for one text: a tensor, an array, a memory-mapped one too; or an iterable of
                 such pieces of any lengths, in order.
-            progress: show a progress bar; None: for long texts, on a terminal.
+            progress: show a progress bar; None: for long texts, on a terminal, unless transformers' bars are off.
 
         Raises:
             ValueError: no token, or pieces of another batch.
         """
         config, device = self.config, self.get_input_embeddings().weight.device
         total = input_ids.shape[-1] if hasattr(input_ids, "shape") else None
-        short = total is not None and total < LONG
-        disable = (short or None) if progress is None else not progress  # None: unless on a terminal
-        with logging.tqdm(total=total, unit=" tokens", unit_scale=True, desc="reading", disable=disable) as bar:
+        if progress is None:
+            unwanted = (total is not None and total < LONG) or not logging.is_progress_bar_enabled()
+            disable = unwanted or None  # None: unless on a terminal
+        else:
+            disable = not progress
+        with tqdm(total=total, unit=" tokens", unit_scale=True, desc="reading", disable=disable) as bar:
             for piece in _pieces(input_ids, SEGMENTS_AT_ONCE * config.segment_size):
                 shape = tuple(piece.shape)
                 plan = plan_segments(shape, None, config.segment_size, "left")

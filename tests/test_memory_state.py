@@ -64,8 +64,10 @@ def test_what_was_read_is_not_held(kind):
     assert state.nbytes == model.read(tokens(2, SEGMENT)).nbytes
 
 
+@pytest.mark.parametrize("bars_of_transformers", [True, False])
 @pytest.mark.parametrize("progress, shown", [(True, True), (False, False), (None, False)])
-def test_reading_shows_its_rate_where_asked(progress, shown, capsys):
+def test_reading_shows_its_rate_where_asked(progress, shown, bars_of_transformers, capsys, monkeypatch):
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", bars_of_transformers)
     make().read(tokens(1, 3 * SEGMENT), progress=progress)
     assert ("reading: 100%" in capsys.readouterr().err) == shown
 
