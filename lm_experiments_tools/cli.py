@@ -4,6 +4,7 @@ Options are fields of dataclasses, declared once. Their values come from default
 command line. An unknown key is an error; names that earlier scripts used and that mean nothing here warn.
 """
 
+import atexit
 import difflib
 import os
 import re
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -206,11 +207,27 @@ def mendable(*kinds: type[Exception]) -> Iterator[None]:
 def run(main: Callable[[], Any]) -> None:
     """Call a program. An error that the user can mend is one line on stderr and exit code 2; a run that was asked to
     stop and is to be continued ends with `preemption.EXIT_CODE`."""
+    code = 0
     try:
         main()
     except Preempted as preempted:
         say(f"saved, to be continued: {preempted}")
-        sys.exit(exit_code(preempted))
+        code = exit_code(preempted)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(exit_code(error))
+        code = exit_code(error)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End a rank of torchrun without taking the interpreter apart.
+
+    Threads of torch.distributed that want the interpreter's lock then abort the process, seldom ("terminate called
+    without an active exception"), and torchrun takes a run that is done for a failed one.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

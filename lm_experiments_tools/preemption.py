@@ -1,7 +1,9 @@
 """Asked to stop: signals and the time limit, on which all ranks act at the same update.
 
 SIGTERM (SLURM, torchrun), SIGUSR1 (SLURM's warning) and SIGINT (Ctrl-C) ask; the update or validation in progress is
-ended, the run saved. A second signal ends the process at once.
+ended, the run saved. A second signal, at least a second later, ends the process at once; sooner ones are echoes of the
+first: SLURM and a terminal send to every process what torchrun hands on to its ranks as well, and Linux tells of a dead
+parent once for each of its threads.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import time
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+ECHO = 1.0  # seconds in which a signal counts as the one before
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
@@ -31,6 +34,7 @@ class StopRequest:
         self.deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
         self.max_hours = max_hours
         self.signal: int | None = None
+        self.signalled = 0.0  # time of the monotonic clock
         self.before: dict[int, object] = {}
         self.depth = 0  # of contexts inside each other
 
@@ -50,9 +54,10 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self.signalled = number, time.monotonic()
+        elif time.monotonic() - self.signalled > ECHO:
             os._exit(128 + number)
-        self.signal = number
 
     @property
     def reason(self) -> str | None:

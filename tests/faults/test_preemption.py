@@ -21,7 +21,7 @@ from processes import (
 )  # fmt: skip
 
 from lm_experiments_tools import checkpoint
-from lm_experiments_tools.preemption import EXIT_CODE
+from lm_experiments_tools.preemption import ECHO, EXIT_CODE
 from lm_experiments_tools.status import read_status
 
 STOPPED = pytest.mark.case(8, "a signal: the update ends, all ranks stop there and save; same end")
@@ -80,6 +80,9 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path, uninterrupted):
     wait_for_file(tmp_path / "updating")
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)  # an echo of the first
+    time.sleep(ECHO)
+    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     code, _ = finish(process, seconds=5)
     assert code == 128 + signal.SIGTERM and read_status(tmp_path)["status"] == "running"
@@ -141,11 +144,12 @@ def test_under_horovodrun_a_save_that_takes_too_long_is_left_out(tmp_path, unint
 @pytest.mark.case(10, "a signal to one rank alone")
 def test_a_second_signal_to_one_rank_in_the_save_leaves_one_whole_checkpoint(tmp_path, uninterrupted):
     options = dict(save_interval=None, valid_interval=UPDATES)
-    process = start(tmp_path, 2, "saves-take 2", **options)
+    process = start(tmp_path, 2, "saves-take 4", **options)
     wait_for_update(tmp_path, 12)
     last = ranks_of(tmp_path)[-1]
     os.kill(last, signal.SIGTERM)
     wait_for_file(tmp_path / "saving")
+    time.sleep(ECHO)
     os.kill(last, signal.SIGTERM)
     finish(process)
     wait_until_none_is_left(tmp_path, 10)
