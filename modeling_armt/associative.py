@@ -52,9 +52,13 @@ def write(
     old_values = (keys @ A) / overlap
     next_A = torch.baddbmm(A, keys.transpose(1, 2), beta * (values - old_values))
     if use_correction:
-        gamma = (1 - overlap / (keys.square().sum(-1, keepdim=True) + EPSILON)).clamp(0, 1).detach()
-        keys = torch.where(seen[:, None, None], gamma, 1.0) * keys
+        keys = torch.where(seen[:, None, None], new_share(keys, overlap).detach(), 1.0) * keys
     return next_A, z + keys.sum(dim=1)
+
+
+def new_share(keys: Tensor, overlap: Tensor) -> Tensor:
+    """gamma (..., 1) of keys (..., K) whose products with z are `overlap` - EPSILON (..., 1)."""
+    return (1 - overlap / (keys.square().sum(-1, keepdim=True) + EPSILON)).clamp(0, 1)
 
 
 def write_first(keys: Tensor, values: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
