@@ -25,6 +25,7 @@ setup(
     extras_require={
         "peft": ["peft>=0.18", "accelerate>=1.10"],  # LoRA; offloading and Hugging Face's Trainer
         "horovod": ["horovod==0.28.1"],
+        "eval": ["lm_eval[hf]>=0.4.13"],  # lm-evaluation-harness
         "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9"],
     },
 )
