@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,8 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lm_experiments_tools.data import babi, babi_simulator, embedded_text, tokenizer
 from lm_experiments_tools.data.babilong_stream import Ring, make_sample
 from lm_experiments_tools.errors import UserError
-from lm_experiments_tools.evaluation import answering, babilong, official_files, prompts
+from lm_experiments_tools.evaluation import answering, babilong, official_files, prompts, published_samples
 from lm_experiments_tools.evaluation.loading import load_model
+from lm_experiments_tools.evaluation.published_samples import PublishedCorpus
 from lm_experiments_tools.evaluation.samples import Corpus
 from modeling_armt import ArmtForCausalLM
 
@@ -256,6 +258,11 @@ WRONG = {
     ),
     "system without chat": (dict(prompt_style="official", system_prompt="x"), "add --use_chat_template"),
     "num_samples": (dict(num_samples=0), "num_samples is 0"),
+    "unknown ablation": (dict(ablate=["none,all"]), "no ablation 'all'"),
+    "no other sample": (dict(ablate=["other"], num_samples=1), "num_samples must be at least 2"),
+    "no memory to ablate": (dict(ablate=["zero"], model_type="hf", lengths=["0k"]), "ablate is for models with"),
+    "contexts twice": (dict(dataset="x/y"), "leave out babi_path and noise_dataset"),
+    "no such set": (dict(dataset="/none", babi_path=None, noise_dataset=None), "no such folder, and not the name"),
 }  # fmt: skip
 
 
@@ -293,3 +300,74 @@ def test_the_report_finds_the_results(folder, tmp_path):
         official_files.Result("tiny", *rest)
         for rest in [(r.setting, r.task, r.length, r.score) for r in official_files.read_folder(tmp_path)]
     ]
+
+
+def test_ablated_answers_lie_below_the_true_ones(folder, tmp_path):
+    babilong.main(words(folder, tmp_path / "true"))
+    babilong.main(words(folder, tmp_path / "all", ablate=["none,zero", "other"]))
+    model = tmp_path / "all" / "org" / "tiny"
+    for name in ("zero", "other"):
+        files = {path.name for path in (model / f"ablate_{name}").iterdir()}
+        assert files == outputs(tmp_path / "true").keys()
+    true = outputs(tmp_path / "true")
+    assert {name: (model / name).read_bytes() for name in true} == true
+
+
+def test_the_results_tell_what_the_model_was_trained_on(folder, tmp_path):
+    step = tmp_path / "run" / "checkpoints" / "step-00000001"
+    shutil.copytree(folder / "armt", step)
+    (tmp_path / "run" / "best").symlink_to("checkpoints/step-00000001")
+    (tmp_path / "run" / "config.yaml").write_text("max_n_segments: 4\nsegment_size: 64\nsample_size: null\n")
+    babilong.main(words(folder, tmp_path, tmp_path / "run"))
+    about = json.loads((tmp_path / "org" / "tiny" / official_files.CLAIM).read_text())["about"]
+    assert about == {"segment_size": 64, "trained_tokens": 256}
+    babilong.main(words(folder, tmp_path / "other"))
+    about = json.loads((tmp_path / "other" / "org" / "tiny" / official_files.CLAIM).read_text())["about"]
+    assert about == {"segment_size": 64, "trained_tokens": None}
+
+
+@pytest.fixture(scope="module")
+def published(folder, tmp_path_factory):
+    """The first samples of qa1 at 1k as a published set holds them."""
+    root = tmp_path_factory.mktemp("published")
+    samples = corpus(folder, num_samples=6).samples("qa1", "1k", 700, prompts.Prompt())
+    words_ = samples.corpus.tokenizer
+    rows = []
+    for index in range(6):
+        sample = samples.sample(index)
+        question, answer = samples.asked(index)
+        text = words_.decode(sample.read(*sample.context)).strip()
+        rows.append({"input": text, "question": f"{question} ", "target": answer})
+    for length, some in {"1k": rows, "0k": rows[:4]}.items():
+        (root / "data" / "qa1").mkdir(parents=True, exist_ok=True)
+        (root / "data" / "qa1" / f"{length}.json").write_text(json.dumps(some))
+    return root
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_published_contexts_are_answered_as_the_same_ones_made_here(folder, published, tmp_path, batch_size):
+    own = {"babi_path": None, "noise_dataset": None, "dataset": published, "batch_size": batch_size}
+    babilong.main(words(folder, tmp_path / "made", lengths=["1k"], allow_repeat=True))
+    babilong.main(words(folder, tmp_path / "published", lengths=["1k"], ablate=["none", "other"], **own))
+    made, found = (
+        {path.relative_to(tmp_path / kind): path.read_text() for path in (tmp_path / kind).rglob("*.csv")}
+        for kind in ("made", "published")
+    )
+    name, text = made.popitem()
+    assert found[name].replace('? ",', '?",').replace("? \n", "?\n") == text  # questions are published with a space
+    assert sorted(path.parent.name for path in found) == ["ablate_other", "tiny"]
+
+
+def test_a_published_set_may_have_fewer_samples_and_goes_on_where_it_was(folder, published, tmp_path):
+    own = {"babi_path": None, "noise_dataset": None, "dataset": published, "lengths": ["0k"]}
+    babilong.main(words(folder, tmp_path, num_samples=2, **own))
+    (result,) = babilong.main(words(folder, tmp_path, num_samples=9, **own))
+    assert result.score.samples == 4
+
+
+def test_a_long_text_is_tokenised_in_pieces_as_in_one(folder, published, monkeypatch):
+    words_ = tokenizer.load_tokenizer(str(folder / "armt"))
+    text = (folder / "books" / "a.txt").read_text().replace("\n", " ")
+    monkeypatch.setattr(published_samples, "PIECE", 100)
+    found = PublishedCorpus(str(published), words_, 1, 1).encode_long(text)
+    assert found.tolist() == words_.encode(text, add_special_tokens=False)

@@ -80,11 +80,11 @@ def test_parts_of_several_ranks_are_merged_in_order(tmp_path):
 
 
 def test_a_folder_of_another_model_or_prompt_is_refused_in_one_line(tmp_path):
-    official_files.claim_folder(tmp_path, {"weights": "1", "seed": 0})
+    official_files.claim_folder(tmp_path, {"weights": "1", "seed": 0}, {})
     task_file(tmp_path).prepare()
-    official_files.claim_folder(tmp_path, {"weights": "1", "seed": 0})
+    official_files.claim_folder(tmp_path, {"weights": "1", "seed": 0}, {"segment_size": 8})
     with pytest.raises(UserError, match="weights was '1' there and is '2' now") as error:
-        official_files.claim_folder(tmp_path, {"weights": "2", "seed": 0})
+        official_files.claim_folder(tmp_path, {"weights": "2", "seed": 0}, {"segment_size": 8})
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=f"qa1_1k_{NAME}.json.*other prompt"):
         task_file(tmp_path, prompts.Prompt(template="{context} {question}")).prepare()
@@ -93,7 +93,7 @@ def test_a_folder_of_another_model_or_prompt_is_refused_in_one_line(tmp_path):
 def test_results_that_this_command_did_not_write_are_not_touched(tmp_path):
     (tmp_path / f"qa1_1k_{NAME}.csv").write_text(",target,output,question\n")
     with pytest.raises(UserError, match="not written by this command"):
-        official_files.claim_folder(tmp_path, {"weights": "1"})
+        official_files.claim_folder(tmp_path, {"weights": "1"}, {})
 
 
 def test_public_folders_are_read_and_a_malformed_file_is_named(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import matplotlib.image
 import pytest
@@ -9,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from lm_experiments_tools.errors import UserError
 from lm_experiments_tools.evaluation import figures, report, tables
-from lm_experiments_tools.evaluation.official_files import HEADER, Result
+from lm_experiments_tools.evaluation.official_files import About, Result
 from lm_experiments_tools.evaluation.scoring import Score
 
 ARMT = "instruction_no_examples_no_post_prompt_no_chat_template_no_system_prompt_no"
@@ -99,7 +100,7 @@ def test_heat_maps_are_drawn_for_any_number_of_models_tasks_and_lengths(tmp_path
         r for n in range(5) for r in results(f"m{n}", {(f"qa{t}", f"{k}k"): 0.1 * t for t in (1, 9) for k in (1, 8)})
     ]
     for number, shown in enumerate((one, TWO, many)):
-        figures.draw_heat_map(shown, [tmp_path / f"{number}.png", tmp_path / f"{number}.svg"])
+        figures.draw_heat_map(tables.grids(shown), [tmp_path / f"{number}.png", tmp_path / f"{number}.svg"])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"{n}.{kind}" for n in range(3) for kind in ("png", "svg")
     ]
@@ -112,21 +113,13 @@ def test_a_higher_score_is_lighter_also_without_colour():
     assert all(low < high for low, high in zip(grey, grey[1:]))
 
 
-def test_the_command_writes_tables_and_pictures_of_chosen_models(tmp_path, capsys):
-    for model, output in (("a/x", "office"), ("b/y", "garden")):
-        folder = tmp_path / "results" / model
-        folder.mkdir(parents=True)
-        rows = "".join(f"{n},office,{output},Where? \n" for n in range(4))
-        (folder / f"qa1_1k_{ARMT}.csv").write_text(",".join(HEADER) + "\n" + rows)
-    report.main([str(tmp_path / "results"), "--output", str(tmp_path / "out"), "--models", "b/y"])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "heat_map_official.png", "heat_map_official.svg", "heat_map_strict.png", "heat_map_strict.svg",
-        "scores.csv", "scores.md", "scores.tex",
-    ]  # fmt: skip
-    assert "b/y" in capsys.readouterr().out and "a/x" not in (tmp_path / "out" / "scores.md").read_text()
-    with pytest.raises(UserError, match="no results of model 'c'; there are some of a/x, b/y"):
-        report.main([str(tmp_path / "results"), "--models", "c"])
-    with pytest.raises(UserError, match="usage"):
-        report.main(["--output", "x"])
-    with pytest.raises(UserError, match="no results folder"):
-        report.main([str(tmp_path / "none")])
+def test_two_results_of_the_same_are_refused_and_not_mixed_up():
+    with pytest.raises(UserError, match="two results of model 'armt' at qa2 1M; rename a folder"):
+        tables.grids(TWO + results("armt", {("qa2", "1M"): 0.1}))
+
+
+def test_csv_says_how_far_beyond_the_trained_length_a_score_is():
+    trained = [replace(result, about=About(64, 256_000)) for result in TWO]
+    rows = list(csv.DictReader(tables.as_csv(trained).splitlines()))
+    assert [(row["tokens"], row["times_trained"]) for row in rows[:2]] == [("1000000", "3.90625"), ("0", "0")]
+    assert {row["times_trained"] for row in csv.DictReader(tables.as_csv(TWO).splitlines())} == {""}

@@ -4,7 +4,7 @@ import pytest
 
 from lm_experiments_tools.data.babi import TASKS
 from lm_experiments_tools.errors import UserError
-from lm_experiments_tools.evaluation.scoring import Score, labels_of, officially_right, score_answers, strictly_right
+from lm_experiments_tools.evaluation.scoring import Score, grade, labels_of, officially_right, strictly_right
 
 WHERE = "Where is Mary? "
 CASES = [  # task, target, output, question, official score
@@ -69,7 +69,7 @@ def test_every_task_has_labels_and_an_unknown_one_lists_them():
 
 def test_a_score_counts_both_ways_and_has_intervals():
     rows = [("kitchen", "kitchen", WHERE), ("garden", "the garden", WHERE), ("office", "garden", WHERE)]
-    score = score_answers("qa1", rows)
+    score = Score.of(grade("qa1", *row) for row in rows)
     assert score == Score(samples=3, official=2, strict=1)
     assert score.share("official") == pytest.approx(2 / 3)
     low, high = score.interval("strict")

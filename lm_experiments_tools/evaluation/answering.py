@@ -65,12 +65,33 @@ class StreamingAnswerer(Answerer):
     same answer, as if the model had got its input at once.
     """
 
-    def answer(self, samples: list[Sample], advance: Advance) -> list[str]:
+    def answer(
+        self,
+        samples: list[Sample],
+        advance: Advance,
+        sources: list[Sample] | None = None,
+        max_segments: int | None = None,
+    ) -> list[str]:
+        """Answers of samples, those with as many segments together.
+
+        Args:
+            sources: samples whose segments are read into the memory in place of the own ones; default: the own ones.
+            max_segments: the first so many alone are read; default: all but the last of a sample.
+        """
         segment = getattr(self.model.config, "segment_size", 1)
-        head = (min(sample.size for sample in samples) - 1) // segment * segment
-        kwargs = {"memory_state": self.model.read(_chunks(samples, head, advance), progress=False)} if head else {}
-        outputs = self.generate([sample.read(head, sample.size) for sample in samples], **kwargs)
-        advance(sum(sample.size - head for sample in samples))
+        heads = [(sample.size - 1) // segment * segment for sample in samples]
+        outputs = [""] * len(samples)
+        for head in sorted(set(heads)):
+            rows = [row for row, own in enumerate(heads) if own == head]
+            read = [(sources or samples)[row] for row in rows]
+            stop = min(head, *(source.size // segment * segment for source in read))
+            if max_segments is not None:
+                stop = min(stop, max_segments * segment)
+            kwargs = {"memory_state": self.model.read(_chunks(read, stop, advance), progress=False)} if stop else {}
+            tails = [samples[row].read(head, samples[row].size) for row in rows]
+            for row, output in zip(rows, self.generate(tails, **kwargs)):
+                outputs[row] = output
+            advance(sum(samples[row].size - stop for row in rows))
         return outputs
 
 

@@ -4,12 +4,15 @@
         --lengths 0k 1k 32k 1M --babi_path ~/data/en-10k --noise_dataset ~/data/books --results_folder results
 
 A length counts tokens of the model's own tokenizer, k = 1000; 300 of them are left for prompt and question, as in the
-public sets; 0k are the facts alone. Killed, it goes on at the first missing sample when it is run again; under
-torchrun, ranks share the samples. `python -m lm_experiments_tools.evaluation.report` makes tables of the results.
+public sets; 0k are the facts alone. `--dataset RMT-team/babilong` takes the public sets themselves. `--ablate none zero
+other` also answers with an empty memory and with that of another sample: the true score must be higher.
+
+Killed, it goes on at the first missing sample when it is run again; under torchrun, ranks share the samples.
+`python -m lm_experiments_tools.evaluation.report` makes tables of the results.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +27,10 @@ from ..distributed import Engine, make_engine
 from ..errors import UserError
 from ..loggers import progress_bar, say
 from . import official_files, prompts, tables
+from .ablation import TRUE, Ablation, parse_ablation
 from .answering import Answerer, StreamingAnswerer
-from .loading import fingerprint, load_model
+from .loading import fingerprint, load_model, trained_tokens
+from .published_samples import PublishedCorpus, PublishedSamples
 from .samples import Corpus, TaskSamples
 from .scoring import labels_of
 
@@ -59,6 +64,14 @@ class EvaluationArgs:
     use_post_prompt: bool = option(True, "official prompts: with the text behind the examples")
     use_chat_template: bool = option(False, "official prompts: as a message in the tokenizer's chat template")
     system_prompt: str = option("", "official prompts: system message of the chat")
+    ablate: list[str] | None = option(
+        None,
+        "memories to answer with: none (the true one), zero (empty), other (of the next sample), freeze:K (after K "
+        "segments); default: none",
+    )
+    dataset: str | None = option(
+        None, "published contexts: a hub name, RMT-team/babilong, or a folder; instead of babi_path and noise_dataset"
+    )
     babi_path: str | None = option(None, "folder of bAbI files, for example en-10k; default: simulated files")
     noise_dataset: list[str] | None = option(
         None, "background: text files or folders, or one dataset; default: embedded sentences"
@@ -74,6 +87,12 @@ class EvaluationArgs:
     def __post_init__(self):
         self.tasks = self.tasks or ["qa1", "qa2", "qa3", "qa4", "qa5"]
         self.lengths = self.lengths or ["0k", "1k", "2k", "4k", "8k", "16k", "32k"]
+        self.ablate = [name for word in self.ablate or ["none"] for name in word.split(",")]
+        for name in self.ablate:
+            if parse_ablation(name).from_next and self.num_samples < 2:
+                raise UserError("ablate other takes the memory of another sample: num_samples must be at least 2")
+        if self.dataset and (self.babi_path or self.noise_dataset):
+            raise UserError("dataset holds whole contexts: leave out babi_path and noise_dataset")
         for task in self.tasks:
             labels_of(task)
         for length in self.lengths:
@@ -98,12 +117,16 @@ def context_size(length: str) -> int | None:
     return tokens - PROMPT_TOKENS if tokens else None
 
 
+Samples = TaskSamples | PublishedSamples
+
+
 @dataclass(frozen=True)
 class Job:
-    """One task at one length. missing: samples of this rank that have no answer yet."""
+    """One task at one length with one memory. missing: samples of this rank that have no answer yet."""
 
     file: official_files.TaskFile
-    samples: TaskSamples
+    samples: Samples
+    ablation: Ablation
     missing: list[int]
 
 
@@ -122,21 +145,21 @@ def evaluate(args: EvaluationArgs, engine: Engine) -> list[official_files.Result
     streams = args.model_type == "auto"
     model, tokenizer = load_model(args.model, args.model_package if streams else None, args.tokenizer)
     streams = streams and hasattr(model, "read")
+    if not streams and args.ablate != [TRUE.name]:
+        raise UserError("ablate is for models with a memory that is read chunk by chunk (`read`)")
     with engine.main_first():
-        corpus = Corpus(args, tokenizer, needs_background=any(context_size(length) for length in args.lengths))
+        corpus = _corpus(args, tokenizer)
     generate_kwargs = _generate_kwargs(args, tokenizer)
     folder = Path(args.results_folder) / (args.model_name or "/".join(Path(args.model).absolute().parts[-2:]))
-    made_with = {"model": fingerprint(args.model)} | corpus.identity
-    pairs = list(_task_files(args, corpus, folder, generate_kwargs, streams))
+    about = {"segment_size": getattr(model.config, "segment_size", None), "trained_tokens": trained_tokens(args.model)}
+    samples = list(_task_samples(args, corpus, streams))
     with engine.main_first():
-        if engine.rank == 0:
-            official_files.claim_folder(folder, made_with)
-            for file, samples in pairs:
-                file.prepare()
-                samples.write_places(file.csv.with_suffix(".jsonl"))
-        jobs = [
-            Job(file, samples, file.missing(len(samples))[engine.rank :: engine.world_size]) for file, samples in pairs
-        ]
+        jobs = []
+        for ablation in map(parse_ablation, args.ablate):
+            place = folder / ablation.folder
+            if engine.rank == 0:
+                official_files.claim_folder(place, {"model": fingerprint(args.model)} | corpus.identity, about)
+            jobs += [_job(place, one, ablation, generate_kwargs, engine) for one in samples]
     engine.barrier()  # before a rank appends, all must know what is missing
     answerer = (StreamingAnswerer if streams else Answerer)(model.to(engine.device), tokenizer, generate_kwargs)
     bf16 = args.mixed_precision == "bf16"
@@ -152,10 +175,22 @@ def evaluate(args: EvaluationArgs, engine: Engine) -> list[official_files.Result
     return results
 
 
-def _task_files(
-    args: EvaluationArgs, corpus: Corpus, folder: Path, generate_kwargs: dict[str, Any], streams: bool
-) -> Iterator[tuple[official_files.TaskFile, TaskSamples]]:
-    """The file and the samples of each task and length."""
+def _job(place: Path, samples: Samples, ablation: Ablation, generate_kwargs: dict[str, Any], engine: Engine) -> Job:
+    file = official_files.TaskFile(place, samples.task, samples.length, samples.prompt, generate_kwargs)
+    if engine.rank == 0:
+        file.prepare()
+        samples.write_places(file.csv.with_suffix(".jsonl"))
+    return Job(file, samples, ablation, file.missing(len(samples))[engine.rank :: engine.world_size])
+
+
+def _corpus(args: EvaluationArgs, tokenizer) -> Corpus | PublishedCorpus:
+    if args.dataset:
+        return PublishedCorpus(args.dataset, tokenizer, args.num_samples, held=args.batch_size + 1)
+    return Corpus(args, tokenizer, needs_background=any(context_size(length) for length in args.lengths))
+
+
+def _task_samples(args: EvaluationArgs, corpus: Corpus | PublishedCorpus, streams: bool) -> Iterator[Samples]:
+    """The samples of each task and length."""
     style = args.prompt_style if args.prompt_style != "auto" else "trained" if streams else "official"
     for task in args.tasks:
         prompt = prompts.Prompt()
@@ -163,8 +198,7 @@ def _task_files(
             parts = args.use_instruction, args.use_examples, args.use_post_prompt
             prompt = prompts.official_prompt(task, *parts, args.use_chat_template, args.system_prompt)
         for length in args.lengths:
-            samples = corpus.samples(task, length, context_size(length), prompt)
-            yield official_files.TaskFile(folder, task, length, prompt, generate_kwargs), samples
+            yield corpus.samples(task, length, context_size(length), prompt)
 
 
 def _generate_kwargs(args: EvaluationArgs, tokenizer) -> dict[str, Any]:
@@ -179,14 +213,22 @@ def run(jobs: list[Job], answerer: Answerer, batch_size: int, rank: int) -> None
     total = sum(job.samples.size(index) for job in jobs for index in job.missing)
     with progress_bar(rank == 0, total=total, unit=" tokens", unit_scale=True) as bar:
         for job in jobs:
-            bar.set_description(f"{job.samples.task} {job.samples.length}")
+            name = "" if job.ablation == TRUE else f" {job.ablation.name}"
+            bar.set_description(f"{job.samples.task} {job.samples.length}{name}")
             for start in range(0, len(job.missing), batch_size):
-                indexes = job.missing[start : start + batch_size]
-                outputs = answerer.answer([job.samples.sample(index) for index in indexes], bar.update)
-                for index, output in zip(indexes, outputs):
-                    question = job.samples.questions[index]
-                    row = official_files.Row(index, question.answer, output, question.question)
-                    job.file.append(row, rank)
+                _answer(job, job.missing[start : start + batch_size], answerer, bar.update, rank)
+
+
+def _answer(job: Job, indexes: list[int], answerer: Answerer, advance: Callable[[int], None], rank: int) -> None:
+    samples, kwargs = job.samples, {}
+    if job.ablation.from_next:
+        kwargs["sources"] = [samples.sample((index + 1) % len(samples)) for index in indexes]
+    if job.ablation.max_segments is not None:
+        kwargs["max_segments"] = job.ablation.max_segments
+    outputs = answerer.answer([samples.sample(index) for index in indexes], advance, **kwargs)
+    for index, output in zip(indexes, outputs):
+        question, answer = samples.asked(index)
+        job.file.append(official_files.Row(index, answer, output, question), rank)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,19 @@ def _source(name: str) -> Path | str:
     return weights_folder(name) if Path(name).is_dir() else name
 
 
+def trained_tokens(name: str) -> int | None:
+    """Tokens of the longest sample that a model was trained on, by the options of its run; None: not known."""
+    source = _source(name)
+    for folder in (source.resolve(), *source.resolve().parents[:2]) if isinstance(source, Path) else ():
+        if (folder / "config.yaml").is_file():
+            options = cli.read_yaml(folder / "config.yaml")
+            size, segments, whole = (options.get(name) for name in ("segment_size", "max_n_segments", "sample_size"))
+            if whole not in (None, "null"):
+                return int(whole)
+            return int(segments) * int(size) if segments and size else None  # other runs have no such options
+    return None
+
+
 def fingerprint(name: str) -> str:
     """16 hexadecimal digits of the configuration and of both ends of all weights; of a hub name, the name."""
     source = _source(name)

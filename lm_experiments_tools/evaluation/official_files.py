@@ -11,19 +11,21 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import UserError
 from ..loggers import say
+from .places import Place, read_places
 from .prompts import Prompt
-from .scoring import Score, labels_of, score_answers
+from .scoring import Grade, Score, grade, labels_of
 
 HEADER = ("", "target", "output", "question")  # the index has no name
 FILE_NAME = re.compile(r"(qa\d+)_(\d+[kM])_(\w+)")
 CLAIM = "evaluation.json"
+ABLATED = "ablate_"  # how folders of ablated results begin
 
 
 class Row(NamedTuple):
@@ -102,8 +104,11 @@ def _whole_rows(text: str) -> list[Row]:
     return [Row(int(row[0]), *row[1:]) for row in rows if row[0]]
 
 
-def claim_folder(folder: Path, made_with: dict[str, Any]) -> None:
+def claim_folder(folder: Path, made_with: dict[str, Any], about: dict[str, Any]) -> None:
     """Write down what all files of a model's folder are made with, or compare with what was written before.
+
+    Args:
+        about: what reports want to know of the model; written, but not compared.
 
     Raises:
         UserError: the folder holds results of something else.
@@ -121,7 +126,7 @@ def claim_folder(folder: Path, made_with: dict[str, Any]) -> None:
     if any(folder.glob("qa*.csv")):
         raise UserError(f"{folder} holds results that were not written by this command; give another --model_name")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(made_with | {"about": about}, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> Any:
@@ -132,14 +137,40 @@ def _read_json(path: Path) -> Any:
 
 
 @dataclass(frozen=True)
+class About:
+    """What the evaluation knew of a model; None: nothing.
+
+    Attributes:
+        segment_size: tokens of a segment. trained_tokens: tokens of the longest samples that it was trained on.
+    """
+
+    segment_size: int | None = None
+    trained_tokens: int | None = None
+
+
+class Answer(NamedTuple):
+    """One graded answer. place: where the facts of its sample stand, where that was written down."""
+
+    grade: Grade
+    place: Place | None
+
+
+@dataclass(frozen=True)
 class Result:
-    """Score of a model at one task and length. setting: the part of the file name that tells the prompt."""
+    """Score of a model at one task and length, and what it comes from.
+
+    Attributes:
+        model: its folder; of an ablation, a folder `ablate_...` in that. setting: the part of the file name that tells
+            the prompt.
+    """
 
     model: str
     setting: str
     task: str
     length: str
     score: Score
+    answers: tuple[Answer, ...] = field(default=(), compare=False, repr=False)
+    about: About = field(default=About(), compare=False)
 
 
 def read_folder(folder: Path) -> list[Result]:
@@ -153,32 +184,61 @@ def read_folder(folder: Path) -> list[Result]:
     if not folder.is_dir():
         raise UserError(f"no results folder {folder}")
     results = []
-    for path in sorted(folder.rglob("*.csv")):
-        try:
-            results.append(_read_result(path, folder))
-        except (ValueError, OSError, csv.Error) as error:
-            say(f"warning: {path} is left out: {error}")
+    abouts = {path.parent: _leave_out_malformed(path, _read_about) or About() for path in folder.rglob(CLAIM)}
+    for path in sorted(folder.rglob("*.csv"), key=lambda path: (path.parent, path.name)):
+        model = path.parent.relative_to(folder)
+        if len(model.parts) < 2 and (not model.parts or model.name.startswith(ABLATED)):  # in the folder of the model
+            model = folder.resolve().name / model
+        result = _leave_out_malformed(path, _read_result, model.as_posix(), abouts.get(path.parent, About()))
+        results += [result] if result else []
     if not results:
         raise UserError(f"no results under {folder}: expected files such as qa1_1k_instruction_yes_....csv")
     return results
 
 
-def _read_result(path: Path, folder: Path) -> Result:
+def _leave_out_malformed(path: Path, read: Callable[..., Any], *args: Any) -> Any:
+    """What `read` makes of a file; None, and a warning, where that is malformed."""
+    try:
+        return read(path, *args)
+    except (ValueError, OSError, csv.Error) as error:
+        say(f"warning: {path} is left out: {error}")
+        return None
+
+
+def _read_about(path: Path) -> About:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    about = content.get("about", {}) if isinstance(content, dict) else None
+    if not isinstance(about, dict):
+        raise ValueError("it does not tell what the results were made with")
+    sizes = [about.get(name) for name in ("segment_size", "trained_tokens")]
+    if any(size is not None and (not isinstance(size, int) or size < 1) for size in sizes):
+        raise ValueError(f"segment_size and trained_tokens are {sizes}, not numbers of tokens")
+    return About(*sizes)
+
+
+def _read_result(path: Path, model: str, about: About) -> Result:
     name = FILE_NAME.fullmatch(path.stem)
     if name is None:
         raise ValueError("its name is not TASK_LENGTH_PROMPT.csv")
     task, length, setting = name.groups()
     labels_of(task)
+    rows = _read_rows(path)
+    places = _leave_out_malformed(path.with_suffix(".jsonl"), read_places) or {}
+    answers = tuple(Answer(grade(task, *row[1:]), places.get(row.index)) for row in rows)
+    return Result(model, setting, task, length, Score.of(answer.grade for answer in answers), answers, about)
+
+
+def _read_rows(path: Path) -> list[Row]:
+    """Rows of anybody's file; their index is the first column, whatever its name."""
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         for column in HEADER[1:]:
             if column not in (reader.fieldnames or ()):
                 raise ValueError(f"no column {column}")
-        rows = [tuple(row[column] for column in HEADER[1:]) for row in reader]
-    if not rows:
+        lines = [(line[reader.fieldnames[0]], *(line[column] for column in HEADER[1:])) for line in reader]
+    if not lines:
         raise ValueError("no row")
-    for number, row in enumerate(rows):
-        if None in row:
+    for number, line in enumerate(lines):
+        if None in line:
             raise ValueError(f"row {number} is cut")
-    model = path.parent.relative_to(folder).as_posix()
-    return Result(folder.resolve().name if model == "." else model, setting, task, length, score_answers(task, rows))
+    return [Row(int(line[0]) if line[0].isdecimal() else number, *line[1:]) for number, line in enumerate(lines)]

@@ -3,7 +3,9 @@
     python -m lm_experiments_tools.evaluation.report babilong_evals --output report --models armt-3/best org/other
 
 RESULTS are folders of the files that `evaluation.babilong` or the public harness writes, of one model or of many.
-Leaves scores.md, scores.csv, scores.tex, and a heat map of the official and of the strict score.
+Leaves index.md, which shows all of the rest: scores by task and length (Markdown, CSV, LaTeX, heat maps), models and
+seeds side by side, curves by length with the trained one marked, by depth and by distance of the facts, and scores with
+another memory; pictures as PNG and SVG. Facts are known where the evaluation left its .jsonl files.
 """
 
 import json
@@ -16,8 +18,7 @@ from .. import cli
 from ..args import option
 from ..errors import UserError
 from ..loggers import finite, say
-from . import tables
-from .figures import draw_heat_map
+from . import ablation_report, by_place, canvas, scoring, sections, seeds, tables, tensorboard_report
 from .official_files import Result, read_folder
 from .scoring import wilson_interval
 
@@ -47,18 +48,13 @@ def length_table(metrics: Metrics) -> str:
 
 def draw_lengths(metrics: Metrics, path: Path) -> None:
     """Exact match against number of segments, the trained lengths shaded."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     rows = [(int(name), row) for name, row in metrics["test"].items() if name.isdigit()]
     if not rows:
         return
     segments = [number for number, _ in rows]
     shares = [row["exact_match"] for _, row in rows]
     bounds = [wilson_interval(row["exact_match"], row["samples"]) for _, row in rows]
-    figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
+    figure, axes = canvas.pyplot().subplots(figsize=(7, 4), constrained_layout=True)
     trained = metrics["trained_n_segments"]
     axes.axvspan(min(segments) * 0.85, trained * 1.06, color="0.9", zorder=0)
     axes.annotate(
@@ -78,10 +74,7 @@ def draw_lengths(metrics: Metrics, path: Path) -> None:
     axes.set_title(f"{metrics['task']}: {rows[0][1]['samples']} unseen questions a length, 95% intervals", fontsize=11)
     axes.grid(axis="y", color="0.85")
     axes.spines[["top", "right"]].set_visible(False)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=150)
-    temporary.replace(path)
-    plt.close(figure)
+    canvas.save(figure, [path])
 
 
 def _short(tokens: float) -> str:
@@ -93,17 +86,14 @@ class ReportArgs:
     """Options of the report."""
 
     output: str = option("report", "folder for tables and pictures")
-    models: list[str] | None = option(None, "models to show, in this order; default: all")
-
-
-def write_report(results: list[Result], folder: Path) -> None:
-    """Tables and heat maps of all scores."""
-    folder.mkdir(parents=True, exist_ok=True)
-    writers = {".md": tables.as_markdown, ".csv": tables.as_csv, ".tex": tables.as_latex}
-    for suffix, as_table in writers.items():
-        (folder / f"scores{suffix}").write_text(as_table(results), encoding="utf-8")
-    for kind in tables.KINDS:
-        draw_heat_map(results, [folder / f"heat_map_{kind}{suffix}" for suffix in (".png", ".svg")], kind)
+    models: list[str] | None = option(None, "models to show, in this order, with their ablations; default: all")
+    seeds: list[str] | None = option(
+        None,
+        "GROUP=NAME,NAME,... of models that differ in their seed; default: names equal but for `seed` and a number",
+    )
+    score: scoring.Kind = option("official", "the score that curves, depth maps and the overview show")
+    facts: by_place.Facts = option("last", "supporting facts of a sample that count by depth: the last, or every one")
+    tensorboard: str | None = option(None, "also write scores and pictures to this folder for TensorBoard")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -114,13 +104,49 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("usage: python -m lm_experiments_tools.evaluation.report RESULTS... [--output FOLDER]")
     results = [result for folder in words[:count] for result in read_folder(Path(folder))]
     if args.models:
-        known = {result.model for result in results}
-        for model in args.models:
-            if model not in known:
-                raise UserError(f"no results of model {model!r}; there are some of {', '.join(sorted(known))}")
-        results = [result for model in args.models for result in results if result.model == model]
-    write_report(results, Path(args.output))
-    say(f"{tables.as_text(results)}\ntables and heat maps: {args.output}")
+        results = chosen(results, args.models)
+    true, ablated = ablation_report.split(results)
+    if not true:
+        raise UserError("only ablated results; give the folder of their model, which has the true ones too")
+    text = tables.as_text(true)
+    with cli.mendable(OSError):
+        path = write_report(true, ablated, args)
+    say(f"{text}\nreport: {path}")
+
+
+def chosen(results: list[Result], models: list[str]) -> list[Result]:
+    """Results of some models, in their order.
+
+    Raises:
+        UserError: there are none of one of them.
+    """
+    known = {ablation_report.true_model(result) for result in results}
+    for model in models:
+        if model not in known:
+            raise UserError(f"no results of model {model!r}; there are some of {', '.join(sorted(known))}")
+    return [
+        result for model in dict.fromkeys(models) for result in results if ablation_report.true_model(result) == model
+    ]
+
+
+def write_report(true: list[Result], ablated: list[Result], args: ReportArgs) -> Path:
+    """Tables and pictures of true and ablated results. Returns the path of the overview."""
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = seeds.group_results(true, args.seeds)
+    axes = by_place.depth_axis(args.facts), by_place.distance_axis(true)
+    parts = [sections.of_scores(folder, true, args.score)]
+    if len(true_grids := tables.grids(true)) > 1:
+        parts.append(sections.of_seeds(folder, groups, args.score))
+    parts.append(sections.of_lengths(folder, groups, args.score))
+    parts += [sections.of_places(folder, axis, groups, args.score) for axis in axes if by_place.bins(axis, groups)]
+    if ablated:
+        parts.append(sections.of_ablations(folder, ablation_report.side_by_side(true, ablated), args.score))
+    path = folder / "index.md"
+    path.write_text(sections.overview(groups, parts, args.score), encoding="utf-8")
+    if args.tensorboard:
+        tensorboard_report.write(Path(args.tensorboard), true_grids + tables.grids(ablated), parts)
+    return path
 
 
 if __name__ == "__main__":

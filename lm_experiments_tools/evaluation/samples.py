@@ -35,7 +35,42 @@ class DataOptions(Protocol):
     seed: int
 
 
-class Corpus:
+class Encoder:
+    """Tokens of texts, and of what stands around a context."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self.encode = lru_cache(maxsize=None)(self._encode)
+
+    def _encode(self, text: str) -> np.ndarray:
+        return np.array(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise `UserError` for a chat that the tokenizer has no template for."""
+        if prompt.chat_template and not self.tokenizer.chat_template:
+            raise UserError("the tokenizer has no chat_template; leave out --use_chat_template")
+
+    def around(self, prompt: Prompt, question: str) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens before the context and behind it."""
+        if prompt.template == TRAINED_TEMPLATE:  # tokenised in the parts of the training data
+            return self.encode(""), np.concatenate((self.encode(f" {question}"), self.encode(GEN)))
+        before, after = prompt.around_context(question)
+        if prompt.chat_template:
+            before, after = self._chat(prompt, before, after)
+            return self.encode(before), self.encode(after)
+        first = [token for token in self.tokenizer.encode("") if token == self.tokenizer.bos_token_id]
+        return np.concatenate((np.array(first[:1], dtype=np.int32), self.encode(before))), self.encode(after)
+
+    def _chat(self, prompt: Prompt, before: str, after: str) -> tuple[str, str]:
+        messages: list[dict[str, Any]] = [{"role": "user", "content": before + CONTEXT_MARK + after}]
+        if prompt.system_prompt:
+            messages.insert(0, {"role": "system", "content": prompt.system_prompt})
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        before, _, after = text.partition(CONTEXT_MARK)
+        return before, after
+
+
+class Corpus(Encoder):
     """Questions and background text.
 
     Attributes:
@@ -43,7 +78,8 @@ class Corpus:
     """
 
     def __init__(self, options: DataOptions, tokenizer: PreTrainedTokenizerBase, needs_background: bool):
-        self.options, self.tokenizer = options, tokenizer
+        super().__init__(tokenizer)
+        self.options = options
         self.cache = Path(options.data_cache) if options.data_cache else default_cache_dir()
         source = background.find_source(options.noise_dataset, options.noise_dataset_split or "test")
         tokens = tokenizer_identity(tokenizer)
@@ -56,10 +92,6 @@ class Corpus:
         self.identity = {
             "seed": options.seed, "tokenizer": tokens, "background": source.identity, "babi": self.babi_folder.name,
         }  # fmt: skip
-        self.encode = lru_cache(maxsize=None)(self._encode)
-
-    def _encode(self, text: str) -> np.ndarray:
-        return np.array(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
 
     def samples(self, task: str, length: str, context_size: int | None, prompt: Prompt) -> "TaskSamples":
         """The samples of a task at a length (its name, and the tokens of a context).
@@ -67,8 +99,7 @@ class Corpus:
         Raises:
             UserError: there are no questions, none fits, the background is too short, or no chat template.
         """
-        if prompt.chat_template and not self.tokenizer.chat_template:
-            raise UserError("the tokenizer has no chat_template; leave out --use_chat_template")
+        self.check(prompt)
         number = int(task[2:])
         questions = babi.read_questions(self._task_file(task))
         order = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.options.seed, number))))
@@ -110,25 +141,6 @@ class Corpus:
             babi_simulator.write_task(self.babi_folder, task, "test", SIMULATED_QUESTIONS, self.options.seed)
         return babi.task_file(self.babi_folder, task, "test")
 
-    def around(self, prompt: Prompt, question: str) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens before the context and behind it."""
-        if prompt.template == TRAINED_TEMPLATE:  # tokenised in the parts of the training data
-            return self.encode(""), np.concatenate((self.encode(f" {question}"), self.encode(GEN)))
-        before, after = prompt.around_context(question)
-        if prompt.chat_template:
-            before, after = self._chat(prompt, before, after)
-            return self.encode(before), self.encode(after)
-        first = [token for token in self.tokenizer.encode("") if token == self.tokenizer.bos_token_id]
-        return np.concatenate((np.array(first[:1], dtype=np.int32), self.encode(before))), self.encode(after)
-
-    def _chat(self, prompt: Prompt, before: str, after: str) -> tuple[str, str]:
-        messages: list[dict[str, Any]] = [{"role": "user", "content": before + CONTEXT_MARK + after}]
-        if prompt.system_prompt:
-            messages.insert(0, {"role": "system", "content": prompt.system_prompt})
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        before, _, after = text.partition(CONTEXT_MARK)
-        return before, after
-
 
 class TaskSamples:
     """The samples of one task at one length."""
@@ -148,6 +160,10 @@ class TaskSamples:
 
     def __len__(self) -> int:
         return len(self.questions)
+
+    def asked(self, index: int) -> tuple[str, str]:
+        """Question and answer."""
+        return self.questions[index].question, self.questions[index].answer
 
     def sample(self, index: int) -> Sample:
         question = self.questions[index]

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..errors import UserError
 
@@ -68,6 +68,17 @@ def strictly_right(target: str, output: str) -> bool:
     return output.strip() == target
 
 
+class Grade(NamedTuple):
+    """Whether one answer is right, by either comparison."""
+
+    official: bool
+    strict: bool
+
+
+def grade(task: str, target: str, output: str, question: str) -> Grade:
+    return Grade(officially_right(task, target, output, question), strictly_right(target, output))
+
+
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """95 percent interval of a share observed on `count` samples (Wilson 1927)."""
     z = 1.959964
@@ -84,6 +95,11 @@ class Score:
     official: int
     strict: int
 
+    @classmethod
+    def of(cls, grades: Iterable[Grade]) -> "Score":
+        grades = list(grades)
+        return cls(len(grades), sum(one.official for one in grades), sum(one.strict for one in grades))
+
     def share(self, kind: Kind) -> float:
         """0 to 1."""
         return getattr(self, kind) / self.samples
@@ -91,10 +107,3 @@ class Score:
     def interval(self, kind: Kind) -> tuple[float, float]:
         """95 percent interval of the share."""
         return wilson_interval(self.share(kind), self.samples)
-
-
-def score_answers(task: str, rows: Iterable[tuple[str, str, str]]) -> Score:
-    """Score of rows (target, output, question)."""
-    rows = list(rows)
-    official = sum(officially_right(task, *row) for row in rows)
-    return Score(len(rows), official, sum(strictly_right(target, output) for target, output, _ in rows))
