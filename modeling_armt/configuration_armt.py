@@ -2,6 +2,8 @@
 
 from .configuration_base import RecurrentConfig
 
+EXECUTORS = ("sequential", "diagonal")
+
 
 class ArmtConfig(RecurrentConfig):
     """Options of `ArmtForCausalLM`, beside those of `RecurrentConfig`; memory tokens follow every segment.
@@ -11,6 +13,7 @@ class ArmtConfig(RecurrentConfig):
         nu: order of the DPFP feature map; a key has 2 * d_mem * nu features.
         use_correction: scale what is added to the normaliser z by gamma (equation 3); without it gamma is 1.
         memory_layers: layers of the backbone that carry a memory, ascending, from 0; None: all.
+        executor: order of the cells (layer, segment): `sequential`, or `diagonal`, which fills a GPU better.
 
     Raises:
         ValueError: an option is out of its range; the message gives the option and its value.
@@ -22,11 +25,13 @@ class ArmtConfig(RecurrentConfig):
     nu: int = 3
     use_correction: bool = True
     memory_layers: list[int] | None = None
+    executor: str = "sequential"
 
     def check_ranges(self) -> None:
         super().check_ranges()
         self._check_least("d_mem", 1)
         self._check_least("nu", 1)
+        self._check_choice("executor", EXECUTORS)
         if self.nu >= 2 * self.d_mem:
             raise ValueError(f"nu is {self.nu}; it must be below 2 * d_mem = {2 * self.d_mem}: rolls would repeat")
         if self.memory_layers is not None and self.backbone_config is not None:

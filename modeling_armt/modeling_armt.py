@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .backbones import LayerInputs
 from .configuration_armt import ArmtConfig
+from .executors.diagonal import run as run_diagonals
+from .executors.stacks import Cell, Stack, make_stacks
 from .layer import ArmtLayer
 from .modeling_base import RecurrentModel
 from .state import Memory, MemoryState
@@ -30,6 +32,7 @@ class ArmtForCausalLM(RecurrentModel):
         config = self.config
         if config.num_mem_tokens:
             self.memory_tokens = nn.Parameter(torch.empty(config.num_mem_tokens, config.hidden_size))
+        self._stacks: list[Stack] | None = None
         self.memory_layers = nn.ModuleDict({str(layer): ArmtLayer(config) for layer in config.layers_with_memory})
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -65,6 +68,19 @@ class ArmtForCausalLM(RecurrentModel):
             return hidden, memory
         A, z = zip(*after)
         return hidden, (*A, *z)
+
+    def execute(self, *args, **options) -> tuple[list[Tensor | None], Memory | None, Tensor | None]:
+        if self.config.executor == "diagonal":
+            return run_diagonals(self, *args, **options)
+        return super().execute(*args, **options)
+
+    def stacks(self) -> list[Stack]:
+        """The layers with their memories, stacked by kind; made anew when parameters were moved or replaced."""
+        if self._stacks is None or not all(stack.is_current() for stack in self._stacks):
+            numbers = range(len(self.family.layers))
+            memories = dict(self.memory_layers.items())
+            self._stacks = make_stacks([Cell(self.family, number, memories.get(str(number))) for number in numbers])
+        return self._stacks
 
     def empty_state(self, batch: int, device: torch.device | str | None = None) -> MemoryState:
         layers, config = len(self.memory_layers), self.config

@@ -314,8 +314,7 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
             self.check_state(state, batch)
         elif plan[0].rows is not None:
             state = self.empty_state(batch)
-        kept, memory, segments_seen = run_in_order(
-            self.run_segment,
+        kept, memory, segments_seen = self.execute(
             self._segment_inputs(embeddings, plan, write_last),
             None if state is None else state.unbind(),
             None if state is None else state.segments_seen,
@@ -326,6 +325,10 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
         if segments_seen is None or not write_last:
             return kept, None
         return kept, self.state_class.bind(memory, segments_seen)
+
+    def execute(self, *args, **options) -> tuple[list[Tensor | None], Memory | None, Tensor | None]:
+        """All cells of the recurrence, in the order of an executor: `executors.sequential.run` without its first."""
+        return run_in_order(self.run_segment, *args, **options)
 
     def _segment_inputs(self, embeddings: Tensor, plan: list[Segment], write_last: bool) -> Iterator[SegmentInput]:
         first_whole = 0 if self.config.bptt_depth is None else len(plan) - self.config.bptt_depth
@@ -339,6 +342,14 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
         self, segment: SegmentInput, memory: Memory | None, seen: Tensor | None
     ) -> tuple[Tensor, Memory | None]:
         """One segment: hidden states (b, T, D) of its text, and the next memory."""
+        hidden, inputs, (before, size, written) = self.begin_segment(segment, memory)
+        hidden, memory = self.run_layers(hidden, inputs, memory, seen, written)
+        return hidden[:, before : before + size], memory
+
+    def begin_segment(
+        self, segment: SegmentInput, memory: Memory | None
+    ) -> tuple[Tensor, LayerInputs, tuple[int, int, int]]:
+        """Hidden states (b, C, D) before the first layer, what all layers take beside them, and R, T, W in them."""
         text = segment.embeddings
         batch, size, _ = text.shape
         read = self.read_tokens(memory, batch)
@@ -347,8 +358,7 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
         reserved = self.config.memory_positions == "reserved"
         positions, mask = positions_and_mask(sizes, segment.padding, reserved, text.device)
         hidden, inputs = self.family.begin(lay_out(read, text, write, segment.padding), positions, mask)
-        hidden, memory = self.run_layers(hidden, inputs, memory, seen, sizes[2])
-        return hidden[:, sizes[0] : sizes[0] + size], memory
+        return hidden, inputs, sizes
 
     def _unused_memory(self, reaches_memory: bool) -> Tensor | float:
         """A zero that depends on all memory parameters where the loss may not, so that DDP finds none unused."""
