@@ -318,6 +318,7 @@ def test_a_second_curriculum_in_a_folder_ends_at_once_and_leaves_the_ledger(word
     first = program(*words(runs))
     try:
         wait_for(runs / "curriculum.json", "running")
+        first.send_signal(signal.SIGSTOP)  # it must not finish before the second has started
         second = program(*words(runs))
         _, error = second.communicate(timeout=120)
         assert second.returncode == 2 and f"{runs} is in use by" in error and "Traceback" not in error

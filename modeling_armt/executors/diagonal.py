@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..backbones import LayerInputs
 from ..state import Memory, RecurrentState
-from . import sequential
 from .sequential import RunSegment, SegmentInput
+from .sequential import run as run_in_order
 from .stacks import Stack
 
 Sizes = tuple[int, int, int]  # positions of read tokens, text, write tokens
@@ -59,7 +59,7 @@ def run(
     first = next(segments)
     if not _fits(first, first):
         rest = chain([first], segments)
-        return sequential.run(model.run_segment, rest, memory, segments_seen, batch, keep, replay)
+        return run_in_order(model.run_segment, rest, memory, segments_seen, batch, keep, replay)
     fitting = _Fitting(first, segments)
     pipeline = _Pipeline(model, first, memory, segments_seen, batch, replay)
     kept = [keep(index, hidden) for index, hidden in enumerate(pipeline.run(fitting))]
@@ -73,7 +73,7 @@ def run(
         return keep(index + len(kept), hidden)
 
     rest = chain([fitting.other], segments)
-    later, memory, seen = sequential.run(model.run_segment, rest, memory, seen, batch, keep_later, replay)
+    later, memory, seen = run_in_order(model.run_segment, rest, memory, seen, batch, keep_later, replay)
     return kept + later, memory, seen
 
 

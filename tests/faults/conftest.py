@@ -27,8 +27,13 @@ def pytest_runtest_makereport(item, call):
     report = yield
     marker = item.get_closest_marker("case")
     if marker and (report.when == "call" or report.outcome != "passed"):
-        OUTCOMES.setdefault(marker.args, []).append(report.outcome)
+        report.case = marker.args  # travels with the report from pytest-xdist's workers
     return report
+
+
+def pytest_runtest_logreport(report):
+    if hasattr(report, "case"):
+        OUTCOMES.setdefault(tuple(report.case), []).append(report.outcome)
 
 
 def pytest_terminal_summary(terminalreporter):
