@@ -1,9 +1,12 @@
 """Options of the model on a command line, and the model that they describe."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from .adapters import save_adapter, trainable_table
 from .modeling_armt import ArmtForCausalLM
 from .modeling_base import RecurrentModel
 from .modeling_rmt import RmtForCausalLM
@@ -102,3 +105,14 @@ def build_model(args: ModelArgs, segment_size: int, tokenizer: PreTrainedTokeniz
             raise ValueError("freeze_model_weights freezes all of the backbone, lora_r trains a part: give one")
         model.freeze_backbone()
     return model
+
+
+def describe(model: RecurrentModel) -> str:
+    """A table of what is trained."""
+    return trainable_table(model)
+
+
+def save_parts(model: RecurrentModel, run: Path, weights: dict[str, Tensor]) -> None:
+    """With LoRA: RUN/adapter, the adapter and the memory alone."""
+    if model.config.lora is not None:
+        save_adapter(model, run / "adapter", weights)

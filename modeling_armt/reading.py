@@ -6,6 +6,7 @@ Shapes: B batch, N tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .segmentation import plan_segments
-from .selection import Selection
+from .executors.sequential import SegmentInput
 from .state import RecurrentState
 
 if TYPE_CHECKING:
@@ -53,15 +53,22 @@ class RecurrentReading:
             disable = unwanted or None  # None: unless on a terminal
         else:
             disable = not progress
+        pieces = _pieces(input_ids, SEGMENTS_AT_ONCE * config.segment_size)
+        first = next(pieces)
+        memory = seen = None
+        if memory_state is not None:
+            self.check_state(memory_state, len(first))
+            memory, seen = memory_state.unbind(), memory_state.segments_seen
+
+        def segments() -> Iterator[SegmentInput]:
+            for piece in chain([first], pieces):
+                for text in self.family.embed(piece.to(device)).split(config.segment_size, dim=1):
+                    yield SegmentInput(text, writes=config.num_mem_tokens > 0)
+                bar.update(piece.shape[1])
+
         with tqdm(total=total, unit=" tokens", unit_scale=True, desc="reading", disable=disable) as bar:
-            for piece in _pieces(input_ids, SEGMENTS_AT_ONCE * config.segment_size):
-                shape = tuple(piece.shape)
-                plan = plan_segments(shape, None, config.segment_size, "left")
-                nothing = Selection(plan, shape, torch.zeros(shape, dtype=torch.bool))
-                embeddings = self.family.embed(piece.to(device))
-                _, memory_state = self.run_segments(embeddings, plan, memory_state, nothing, write_last=True)
-                bar.update(shape[1])
-        return self.empty_state(shape[0]) if memory_state is None else memory_state
+            _, memory, seen = self.execute(segments(), memory, seen, len(first), keep=lambda index, hidden: None)
+        return self.empty_state(len(first)) if memory is None else self.state_class.bind(memory, seen)
 
 
 def _pieces(source: Any, size: int) -> Iterator[Tensor]:

@@ -351,7 +351,8 @@ def test_every_shipped_configuration_is_a_curriculum_whose_stages_all_parse(path
 
 @pytest.mark.parametrize("path, number", SHIPPED, ids=lambda value: getattr(value, "stem", str(value)))
 def test_every_stage_of_every_shipped_configuration_makes_one_update(shared, tmp_path, monkeypatch, path, number):  # noqa: F811
-    monkeypatch.setenv("DATA_DIR", str(local_data(tmp_path)))
+    task = stages_of(path)[1][number].options["task_dataset"]
+    monkeypatch.setenv("DATA_DIR", str(local_data(tmp_path, task)))
     words = ["--batch_size", "1", "--iters", "1", "--samples_per_update", "1", *tiny(shared, tmp_path, path)]
     program, stages = stages_of(path, *words)
     metrics = program.main([*stages[number].words, "--model_path", str(tmp_path / "run")])

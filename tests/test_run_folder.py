@@ -10,6 +10,10 @@ from test_runner import options, shared  # noqa: F401  the fixture
 
 import run_finetuning_babilong as runner
 from lm_experiments_tools import cli
+from lm_experiments_tools.args import OptimizerArgs, TrainerArgs
+from lm_experiments_tools.data.babilong_task import BabilongArgs
+from lm_experiments_tools.run_options import RunArgs
+from modeling_armt.options import ModelArgs
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,9 +70,9 @@ def test_an_error_of_another_rank_is_one_line_on_the_console_and_whole_in_its_lo
 
 def test_the_yaml_of_a_dry_run_is_a_config(shared, tmp_path):  # noqa: F811
     words = options(shared, tmp_path / "run")
-    kinds = (runner.RunArgs, runner.BabilongArgs, runner.model_options.ModelArgs, runner.OptimizerArgs)
-    parsed = cli.parse(words, *kinds, runner.TrainerArgs)
+    kinds = (RunArgs, BabilongArgs, ModelArgs, OptimizerArgs, TrainerArgs)
+    parsed = cli.parse(words, *kinds)
     file = tmp_path / "config.yaml"
     file.write_text(cli.to_yaml(cli.resolved(*parsed)))
-    again = cli.parse([f"--config={file}"], *kinds, runner.TrainerArgs)
+    again = cli.parse([f"--config={file}"], *kinds)
     assert cli.resolved(*again) == cli.resolved(*parsed)

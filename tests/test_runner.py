@@ -13,7 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 import run_finetuning_babilong as runner
+from lm_experiments_tools.args import TrainerArgs
 from lm_experiments_tools.data import babi_simulator
+from lm_experiments_tools.distributed import make_engine
 from lm_experiments_tools.errors import UserError
 from modeling_armt import ArmtForCausalLM
 from modeling_armt.adapters import load_adapter
@@ -125,9 +127,9 @@ def test_options_that_do_not_go_together_are_refused(shared, tmp_path, changes, 
 
 def test_validation_may_be_longer_than_training(shared, tmp_path):
     words = options(shared, tmp_path, valid_n_segments=4, vary_n_facts=True)
-    parsed = runner.cli.parse(words, runner.BabilongArgs, runner.TrainerArgs, without_effect=dict.fromkeys(
+    parsed = runner.cli.parse(words, runner.BabilongArgs, TrainerArgs, without_effect=dict.fromkeys(
         ("model_cfg", "num_mem_tokens", "d_mem"), ""))  # fmt: skip
-    task = runner.BabilongTask(parsed[0], 0, runner.make_engine())
+    task = runner.BabilongTask(parsed[0], 0, make_engine())
     assert 3 * 48 < len(task.valid.sample(0, 0)["input_ids"]) <= 4 * 48
     assert len(task.train.sample(0, 0)["input_ids"]) <= 2 * 48
 
@@ -158,7 +160,7 @@ def test_a_cached_simulation_is_not_taken_for_a_larger_one(tmp_path):
         args = runner.BabilongArgs(
             simulated_questions=60, test_size=test_size, valid_size=5, facts_only=True, data_cache=str(tmp_path)
         )
-        assert len(runner.BabilongTask(args, 0, runner.make_engine()).tests["facts only"]) == test_size
+        assert len(runner.BabilongTask(args, 0, make_engine()).tests["facts only"]) == test_size
 
 
 def test_lengths_can_be_given_in_tokens(shared, tmp_path):
@@ -184,6 +186,12 @@ def test_real_files_and_named_books(shared, tmp_path):
         )  # fmt: skip
     )
     assert metrics["test"]["5"]["samples"] == 10
+
+
+def test_a_model_trained_on_simulated_stories_is_tested_on_a_file_of_its_own(shared, tmp_path):
+    babi_simulator.write_task(tmp_path / "en", "qa1", "test", 7, seed=9)
+    metrics = runner.main(options(shared, tmp_path / "run", test_babi_path=tmp_path / "en", test_size=50))
+    assert metrics["test"]["2"]["samples"] <= 7
 
 
 def bad(shared, run, **changes):

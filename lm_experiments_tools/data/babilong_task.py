@@ -11,15 +11,15 @@ import torch
 from ..args import option
 from ..distributed import Engine
 from ..errors import UserError
+from ..evaluation.report import draw_lengths
 from ..loggers import say
-from . import babi, babi_simulator, background, tokenizer
+from . import answers, babi, babi_simulator, background, tokenizer
 from .babilong import BabilongDataset, Lengths, LongSamples, collate, hold_out, question_size, select_questions
 from .cache import default_cache_dir, digest, file_digest
 
 FACTS_ONLY = "facts only"  # name of the test set without background
 TOKENIZER_TEXT = 4_000_000  # characters of background that a tokenizer is trained on: enough for its size
 HELD_OUT_SHARE = 0.1  # of the background, for validation and test, where none is named for them
-SHOWN_TOKENS = 40  # of a sample before its answer, where predictions are shown
 VALID, TEST = 1, 2  # keep the random streams of the splits apart
 
 
@@ -29,6 +29,7 @@ class BabilongArgs:
 
     task_dataset: str = option("qa1_single-supporting-fact", "bAbI task, by its short or full name")
     babi_path: str | None = option(None, "folder of bAbI files, such as en-10k; default: simulated files, qa1 to qa10")
+    test_babi_path: str | None = option(None, "folder of bAbI files for the test alone; default: as for training")
     simulated_questions: int = option(10_000, "training questions of a simulated task")
     noise_dataset: list[str] | None = option(
         None, "background: text files or folders, or one dataset; default: embedded sentences"
@@ -143,21 +144,18 @@ class BabilongTask:
         numbers = self.args.test_n_segments or [self.args.max_n_segments]
         return {str(number): self._context_size(number) for number in numbers}
 
-    def generate_kwargs(self) -> dict[str, Any]:
-        """Of `model.generate`, for answers of this task."""
-        end = self.tokenizer.eos_token_id
-        return {"max_new_tokens": self.answer_size, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
+    def trainer_options(self) -> dict[str, Any]:
+        """Keyword arguments of the Trainer."""
+        return answers.trainer_options(self.tokenizer, self.answer_size) | {"collate_fn": self.collate}
 
-    def examples(self, batch: dict[str, torch.Tensor], output: Any) -> list[str]:
-        """A text for each sample: the end of its context with the question, the predicted and the right answer."""
-        labels, predicted = batch["labels"], output["target_logits"].argmax(-1)
-        row = (labels[:, 1:] != -100).nonzero()[:, 0]
-        texts = []
-        for index, (ids, answer) in enumerate(zip(batch["input_ids"], labels != -100)):
-            before = ids[answer.cumsum(0) == 0][-SHOWN_TOKENS:]
-            parts = [self.tokenizer.decode(tokens) for tokens in (before, predicted[row == index], ids[answer])]
-            texts.append("...{}\npredicted:{}\nright:{}".format(*parts))
-        return texts
+    def about(self) -> dict[str, Any]:
+        return {"task": self.args.task_dataset, "trained_n_segments": self.args.max_n_segments}
+
+    def about_test(self, dataset: BabilongDataset) -> dict[str, Any]:
+        return {"tokens": len(dataset.sample(0, 0)["input_ids"])}
+
+    def draw(self, metrics: dict[str, Any], run: Path) -> None:
+        draw_lengths(metrics, run / "accuracy.png")
 
     def collate(self, samples: list) -> dict[str, torch.Tensor]:
         pad = self.tokenizer.pad_token_id
@@ -183,8 +181,16 @@ class BabilongTask:
 
     def _task_files(self) -> tuple[Path, Path]:
         args = self.args
-        if args.babi_path:
-            return tuple(babi.task_file(args.babi_path, args.task_dataset, split) for split in ("train", "test"))
+        train_folder = args.babi_path or self._simulated()
+        test_folder = args.test_babi_path or train_folder
+        return tuple(
+            babi.task_file(folder, args.task_dataset, split)
+            for folder, split in ((train_folder, "train"), (test_folder, "test"))
+        )
+
+    def _simulated(self) -> Path:
+        """Folder of simulated files, which are made once."""
+        args = self.args
         questions = {"train": args.simulated_questions, "test": max(1000, args.test_size or 0)}
         code = sorted(Path(babi_simulator.__file__).parent.glob("*.py"))
         made_by = digest([*map(file_digest, code), str(questions), str(self.seed)])
@@ -193,7 +199,7 @@ class BabilongTask:
         for split, number in questions.items():
             if not (folder / f"{name}_{split}.txt").exists():
                 babi_simulator.write_task(folder, name, split, number, self.seed)
-        return folder / f"{name}_train.txt", folder / f"{name}_test.txt"
+        return folder
 
     def _tokenizer(self, train_file: Path, questions: list[babi.Question]):
         if self.args.tokenizer:
@@ -221,31 +227,3 @@ def _task_texts(questions: list[babi.Question]) -> Iterator[str]:
     for question in questions[::5]:  # as many facts as a story has, once each
         for text in (*question.facts, question.question, question.answer):
             yield f" {text}"
-
-
-def exact_match(batch: dict[str, torch.Tensor], output: Any) -> dict[str, torch.Tensor]:
-    """Share of samples whose whole answer, with its end, is predicted: what greedy decoding would write.
-
-    With generated text in the output, also the share whose generated answer is right, which is the same.
-    """
-    labels = batch["labels"][:, 1:]
-    row, column = (labels != -100).nonzero(as_tuple=True)
-    metrics = {"exact_match": _rows_all_right(output["target_logits"].argmax(-1) == labels[row, column], row, labels)}
-    if "generation_outputs" in output:
-        generated = output["generation_outputs"][:, batch["labels"].shape[1] :]
-        place = column - (labels != -100).int().argmax(1)[row]  # of a label in its answer
-        written = place < generated.shape[1]
-        right = generated[row, place.clamp(max=generated.shape[1] - 1)] == labels[row, column]
-        metrics["exact_match_generated"] = _rows_all_right(written & right, row, labels)
-    return metrics
-
-
-def _rows_all_right(right: torch.Tensor, row: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    wrong = torch.zeros(len(labels), device=labels.device).index_add(0, row, (~right).float())
-    return (wrong == 0).float().mean()
-
-
-def prompts(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What to generate from: everything before the first label; the answer is masked."""
-    before_answer = (batch["labels"] != -100).cumsum(dim=1) == 0
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"] * before_answer}

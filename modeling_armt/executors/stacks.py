@@ -47,7 +47,7 @@ class Cell(nn.Module):
             (
                 name,
                 type(module),
-                *sorted((n, v) for n, v in vars(module).items() if n != "layer_idx" and type(v) in PLAIN),
+                *sorted((n, v) for n, v in vars(module).items() if _matters(n, v)),
             )
             for name, module in self.named_modules()
             if module is not self
