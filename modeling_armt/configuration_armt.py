@@ -2,7 +2,7 @@
 
 from .configuration_base import RecurrentConfig
 
-EXECUTORS = ("sequential", "diagonal")
+EXECUTORS = ("sequential", "diagonal", "auto")
 
 
 class ArmtConfig(RecurrentConfig):
@@ -13,7 +13,8 @@ class ArmtConfig(RecurrentConfig):
         nu: order of the DPFP feature map; a key has 2 * d_mem * nu features.
         use_correction: scale what is added to the normaliser z by gamma (equation 3); without it gamma is 1.
         memory_layers: layers of the backbone that carry a memory, ascending, from 0; None: all.
-        executor: order of the cells (layer, segment): `sequential`, or `diagonal`, which fills a GPU better.
+        executor: order of the cells (layer, segment): `sequential`; `diagonal`, which fills a GPU better; or `auto`,
+            the faster of both, measured once for each shape: they agree to rounding, not bit for bit.
 
     Raises:
         ValueError: an option is out of its range; the message gives the option and its value.

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from .backbones import LayerInputs
 from .configuration_armt import ArmtConfig
+from .executors.auto import FasterOrder
+from .executors.compiled import CompiledCells
 from .executors.diagonal import run as run_diagonals
+from .executors.sequential import SegmentInput
 from .executors.stacks import Cell, Stack, make_stacks
 from .layer import ArmtLayer
 from .modeling_base import RecurrentModel
@@ -32,7 +35,11 @@ class ArmtForCausalLM(RecurrentModel):
         config = self.config
         if config.num_mem_tokens:
             self.memory_tokens = nn.Parameter(torch.empty(config.num_mem_tokens, config.hidden_size))
+        self._cells: list[Cell] | None = None
         self._stacks: list[Stack] | None = None
+        self._compiled: CompiledCells | None = None
+        self._compiles = False
+        self._faster_order = FasterOrder(self)
         self.memory_layers = nn.ModuleDict({str(layer): ArmtLayer(config) for layer in config.layers_with_memory})
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -53,33 +60,66 @@ class ArmtForCausalLM(RecurrentModel):
         layers = len(self.memory_layers)
         before = [None] * layers if memory is None else list(zip(memory[:layers], memory[layers:]))
         after = []
-        for number in range(len(self.family.layers)):
-            if str(number) not in self.memory_layers:
-                hidden = self.family.run_layer(number, hidden, inputs)
-                continue
-            memory_layer = self.memory_layers[str(number)]
-
-            def decoder_layer(x: Tensor, number: int = number) -> Tensor:
-                return self.family.run_layer(number, x, inputs)
-
-            hidden, updated = memory_layer(hidden, before[len(after)], decoder_layer, num_written, seen)
-            after.append(updated)
+        is_full = hidden.shape[1] == self.config.segment_size + self.config.num_mem_tokens and inputs.cache is None
+        run = self._compiled_cells().run if self._compiles and is_full else Cell.__call__
+        for cell in self.cells():
+            own = before[len(after)] if cell.memory_layer is not None else ()
+            hidden, updated = run(cell, hidden, own, seen, inputs, num_written)
+            if cell.memory_layer is not None:
+                after.append(updated)
         if not num_written:
             return hidden, memory
         A, z = zip(*after)
         return hidden, (*A, *z)
 
+    def run_segment(
+        self, segment: SegmentInput, memory: Memory | None, seen: Tensor | None
+    ) -> tuple[Tensor, Memory | None]:
+        if not self._compiles:
+            return super().run_segment(segment, memory, seen)
+        batch = len(segment.embeddings)
+        if memory is None and len(self.memory_layers):  # an empty one has the graph of a full one, gradients too
+            empty = self.empty_state(batch)
+            memory = tuple(tensor.requires_grad_(torch.is_grad_enabled()) for tensor in empty.unbind())
+            seen = empty.segments_seen > 0
+        hidden, memory = super().run_segment(segment.filled(self.config.segment_size), memory, seen)
+        return hidden[:, : segment.embeddings.shape[1]], memory
+
+    def compile_cells(self) -> None:
+        """From now on run full segments by `torch.compile`; the first of a shape takes a minute."""
+        self._compiles = True
+
+    @property
+    def needs_whole_layers(self) -> bool:
+        """Whether layers run otherwise than by a call of each, which is what sharding them builds on."""
+        return self._compiles or self.config.executor != "sequential"
+
     def execute(self, *args, **options) -> tuple[list[Tensor | None], Memory | None, Tensor | None]:
         if self.config.executor == "diagonal":
             return run_diagonals(self, *args, **options)
+        if self.config.executor == "auto":
+            return self._faster_order.run(*args, **options)
         return super().execute(*args, **options)
 
-    def stacks(self) -> list[Stack]:
-        """The layers with their memories, stacked by kind; made anew when parameters were moved or replaced."""
-        if self._stacks is None or not all(stack.is_current() for stack in self._stacks):
-            numbers = range(len(self.family.layers))
+    def cells(self) -> list[Cell]:
+        """The layers with their memories, lowest first."""
+        if self._cells is None or not all(cell.is_of(self.family) for cell in self._cells):
             memories = dict(self.memory_layers.items())
-            self._stacks = make_stacks([Cell(self.family, number, memories.get(str(number))) for number in numbers])
+            numbers = range(len(self.family.layers))
+            self._cells = [Cell(self.family, number, memories.get(str(number))) for number in numbers]
+            self._compiled = None
+        return self._cells
+
+    def _compiled_cells(self) -> CompiledCells:
+        cells = self.cells()
+        if self._compiled is None:
+            self._compiled = CompiledCells(cells)
+        return self._compiled
+
+    def stacks(self) -> list[Stack]:
+        """The cells, stacked by kind; made anew when parameters were moved or replaced."""
+        if self._stacks is None or not all(stack.is_current() for stack in self._stacks):
+            self._stacks = make_stacks(self.cells())
         return self._stacks
 
     def empty_state(self, batch: int, device: torch.device | str | None = None) -> MemoryState:

@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import save_adapter, trainable_table
 from .modeling_armt import ArmtForCausalLM
 from .modeling_base import RecurrentModel
 from .modeling_rmt import RmtForCausalLM
+from .whole import ReadWhole, read_whole
 
 
 def option(default, help: str):
@@ -17,14 +18,18 @@ def option(default, help: str):
     return field(default=default, metadata={"help": help})
 
 
-MODEL_TYPES = ("armt", "rmt", "none")
+MODEL_TYPES = ("armt", "rmt", "none", "hf")
+SEGMENTS_ONLY = ("segment_checkpointing", "freeze_model_weights", "lora_r")
 
 
 @dataclass
 class ModelArgs:
     """The backbone and the memory around it."""
 
-    model_type: str = option("armt", "armt; rmt: memory tokens alone; none: segments are read without any memory")
+    model_type: str = option(
+        "armt",
+        "armt; rmt: memory tokens alone; none: segments are read without any memory; hf: the backbone, read whole",
+    )
     from_pretrained: str | None = option(None, "backbone with its weights: hub name or local folder")
     model_cfg: str | None = option(None, "backbone with random weights: configuration file, see configs/models")
     model_cpt: str | None = option(None, "run folder or checkpoint of a model whose weights to start from")
@@ -37,6 +42,10 @@ class ModelArgs:
     segment_alignment: str = option("left", "where the short segment is: left (last), right (first), center (spread)")
     k2: int = option(-1, "number of last segments that gradients reach; -1: all")
     segment_checkpointing: bool = option(False, "keep activations of one segment at a time; a third more compute")
+    executor: str = option(
+        "sequential", "order of layers and segments: sequential, diagonal, or auto: the faster, measured once a shape"
+    )
+    compile: bool = option(False, "run full segments by torch.compile, which takes a minute at first")
     freeze_model_weights: bool = option(False, "train the memory only, not the backbone")
     lora_r: int = option(0, "rank of LoRA layers in the frozen backbone, trained beside the memory; 0: none")
     lora_alpha: int = option(16, "LoRA layers are scaled by lora_alpha / lora_r")
@@ -61,11 +70,18 @@ def model_options(args: ModelArgs, segment_size: int) -> dict:
         "segment_checkpointing": args.segment_checkpointing,
         "lora": lora_options(args),
     }
+    own = {"armt": ("memory_layers", "no_correction", "executor", "compile"), "none": ("executor", "compile")}
+    given = [name for name in own["armt"] if getattr(args, name) != getattr(ModelArgs, name)]
+    foreign = [name for name in given if name not in own.get(args.model_type, ())]
+    if foreign:
+        raise ValueError(f"{', '.join(foreign)}: not for model_type {args.model_type}, but for armt")
+    if args.model_type in own:
+        options["executor"] = args.executor
     if args.model_type == "armt":
         options |= {"d_mem": args.d_mem, "nu": args.nu, "memory_layers": args.memory_layers}
         options["use_correction"] = not args.no_correction
-    elif args.memory_layers is not None or args.no_correction:
-        raise ValueError(f"memory_layers and no_correction belong to model_type armt, not {args.model_type}")
+    if args.model_type == "hf" and any(getattr(args, name) for name in SEGMENTS_ONLY):
+        raise ValueError(f"{', '.join(SEGMENTS_ONLY)} belong to models of segments, not to model_type hf")
     return options
 
 
@@ -76,7 +92,7 @@ def lora_options(args: ModelArgs) -> dict | None:
     return options | ({"target_modules": args.lora_target_modules} if args.lora_target_modules else {})
 
 
-def build_model(args: ModelArgs, segment_size: int, tokenizer: PreTrainedTokenizerBase) -> RecurrentModel:
+def build_model(args: ModelArgs, segment_size: int, tokenizer: PreTrainedTokenizerBase) -> RecurrentModel | ReadWhole:
     """The model of some options, without the weights of `model_cpt`.
 
     Args:
@@ -96,7 +112,10 @@ def build_model(args: ModelArgs, segment_size: int, tokenizer: PreTrainedTokeniz
         backbone.vocab_size = len(tokenizer)
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(backbone, token, getattr(tokenizer, token))
-    model = (RmtForCausalLM if args.model_type == "rmt" else ArmtForCausalLM).from_backbone(backbone, **options)
+    if args.model_type == "hf":
+        model = read_whole(backbone)
+    else:
+        model = (RmtForCausalLM if args.model_type == "rmt" else ArmtForCausalLM).from_backbone(backbone, **options)
     if model.config.vocab_size < len(tokenizer):
         sizes = f"the tokenizer has {len(tokenizer)} tokens, the backbone {model.config.vocab_size} embeddings"
         raise ValueError(f"{sizes}: give the backbone's own tokenizer")
@@ -104,15 +123,17 @@ def build_model(args: ModelArgs, segment_size: int, tokenizer: PreTrainedTokeniz
         if args.lora_r:
             raise ValueError("freeze_model_weights freezes all of the backbone, lora_r trains a part: give one")
         model.freeze_backbone()
+    if args.compile:
+        model.compile_cells()
     return model
 
 
-def describe(model: RecurrentModel) -> str:
+def describe(model: PreTrainedModel) -> str:
     """A table of what is trained."""
     return trainable_table(model)
 
 
-def save_parts(model: RecurrentModel, run: Path, weights: dict[str, Tensor]) -> None:
+def save_parts(model: PreTrainedModel, run: Path, weights: dict[str, Tensor]) -> None:
     """With LoRA: RUN/adapter, the adapter and the memory alone."""
-    if model.config.lora is not None:
+    if getattr(model.config, "lora", None) is not None:
         save_adapter(model, run / "adapter", weights)

@@ -113,7 +113,7 @@ def test_lora_and_memory_train_with_their_own_rates_and_leave_a_small_folder(sha
     "changes, message",
     [
         (dict(model_type="rwkv"), "model_type is 'rwkv'; choose one of armt, rmt, none"),
-        (dict(model_type="rmt", memory_layers=[1]), "belong to model_type armt, not rmt"),
+        (dict(model_type="rmt", memory_layers=[1]), "memory_layers: not for model_type rmt, but for armt"),
         (dict(lora_r=2, freeze_model_weights=True), "give one"),
         (dict(memory_positions="reserved"), "'reserved' is for learned positions"),
         (dict(model_type="none", freeze_model_weights=True), "no parameter is trained"),

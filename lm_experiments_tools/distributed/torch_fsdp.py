@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial
 
+from ..errors import UserError
 from .torch_ddp import DdpEngine
 
 
@@ -32,7 +33,13 @@ class FsdpEngine(DdpEngine):
         self.save_group = dist.new_group(backend="gloo", timeout=self.timeout)  # of the thread that writes checkpoints
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """Split every layer (`_no_split_modules` of Hugging Face's models) on its own, and the rest together."""
+        """Split every layer (`_no_split_modules` of Hugging Face's models) on its own, and the rest together.
+
+        Raises:
+            UserError: the model handles its layers as a whole (`needs_whole_layers`).
+        """
+        if getattr(model, "needs_whole_layers", False):
+            raise UserError("FSDP splits layers, which diagonal, auto and compile need whole: choose --engine ddp")
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, 0)  # as DDP does
         names = {id(parameter): name for name, parameter in model.named_parameters()}

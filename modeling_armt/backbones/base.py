@@ -56,9 +56,15 @@ class Backbone:
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
-        self.decoder = model.base_model
+        self.decoder = self.decoder_of(model)
         self.config = model.config
         self.kinds = self._attention_kinds()
+        self.cache_name = _cache_name(type(self.layers[0]).forward)
+
+    @staticmethod
+    def decoder_of(model: PreTrainedModel) -> nn.Module:
+        """What holds the embeddings, the layers and the final norm."""
+        return model.base_model
 
     def _attention_kinds(self) -> list[str]:
         """Kind of attention of each layer, as the family's own model chooses it."""
@@ -121,7 +127,7 @@ class Backbone:
         layer = self.layers[number]
         arguments: dict[str, Any] = {
             "attention_mask": inputs.masks[kind],
-            _cache_name(type(layer).forward): inputs.cache,
+            self.cache_name: inputs.cache,
         }
         if inputs.rotary:
             arguments["position_embeddings"] = inputs.rotary[kind]

@@ -1,7 +1,7 @@
 """GPT-2 and OPT: a learned embedding for each position, added before the first layer."""
 
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 
 from .base import Backbone, LayerInputs
 
@@ -31,9 +31,9 @@ class Opt(LearnedPositions):
     model_types = ("opt",)
     layers_name = "layers"
 
-    def __init__(self, model):
-        super().__init__(model)
-        self.decoder = self.decoder.decoder
+    @staticmethod
+    def decoder_of(model: PreTrainedModel) -> nn.Module:
+        return model.base_model.decoder
 
     @property
     def final_norm(self) -> nn.Module:

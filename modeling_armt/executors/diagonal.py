@@ -10,12 +10,10 @@ Shapes: L layers, S segments, g cells of a diagonal, B batch, T text positions, 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from itertools import chain
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -155,7 +153,7 @@ class _Pipeline:
             if entering is None:
                 low += 1
             else:
-                hidden, inputs, self.sizes = self.model.begin_segment(self._filled(entering), None)
+                hidden, inputs, self.sizes = self.model.begin_segment(entering.filled(self.size), None)
                 waiting = hidden[None] if waiting is None else torch.cat((hidden[None], waiting))
                 inside.insert(0, entering)
             if not inside:
@@ -165,13 +163,6 @@ class _Pipeline:
                 yield waiting[-1, :, : inside.pop().embeddings.shape[1]]
                 waiting = waiting[:-1]
             step += 1
-
-    def _filled(self, segment: SegmentInput) -> SegmentInput:
-        """One that does not write as long as the others: no position sees what is behind it."""
-        if segment.writes:
-            return segment
-        missing = self.size - segment.embeddings.shape[1]
-        return replace(segment, embeddings=F.pad(segment.embeddings, (0, 0, 0, missing)), writes=True)
 
     def _diagonal(self, hidden: Tensor, low: int, step: int, cuts: list[bool], inputs: LayerInputs) -> Tensor:
         """Layers low, low + 1, ... over hidden (g, B, C, D); updates their memories."""

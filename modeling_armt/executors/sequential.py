@@ -4,10 +4,11 @@ Shapes: B batch, b rows that have a segment, T text positions of a segment, D mo
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -31,6 +32,13 @@ class SegmentInput:
     writes: bool = True
     rows: Tensor | None = None
     cut_graph: bool = False
+
+    def filled(self, size: int) -> "SegmentInput":
+        """One that does not write, as long as those that do: no position sees what stands behind it."""
+        if self.writes or self.padding is not None:
+            return self
+        missing = size - self.embeddings.shape[1]
+        return replace(self, embeddings=F.pad(self.embeddings, (0, 0, 0, missing)), writes=True)
 
 
 RunSegment = Callable[[SegmentInput, Memory | None, Tensor | None], tuple[Tensor, Memory | None]]

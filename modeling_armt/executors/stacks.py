@@ -30,9 +30,15 @@ class Cell(nn.Module):
         self.layer, self.memory_layer = family.layers[number], memory_layer
 
     def forward(
-        self, hidden: Tensor, memory: tuple[Tensor, ...], seen: Tensor, inputs: LayerInputs, num_written: int
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """hidden (B, C, D), memory (A, z) or () -> the same of the next layer and the next segment."""
+        self,
+        hidden: Tensor,
+        memory: tuple[Tensor, ...] | None,
+        seen: Tensor | None,
+        inputs: LayerInputs,
+        num_written: int,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """hidden (B, C, D), memory (A, z), () without one, None where nothing was written yet -> the same of the next
+        layer and the next segment."""
 
         def decoder_layer(x: Tensor) -> Tensor:
             return self.family.run_layer(self.number, x, inputs)
@@ -40,6 +46,10 @@ class Cell(nn.Module):
         if self.memory_layer is None:
             return decoder_layer(hidden), ()
         return self.memory_layer(hidden, memory, decoder_layer, num_written, seen)
+
+    def is_of(self, family: Backbone) -> bool:
+        """Whether the layer is still the model's own: adapters and wrappers replace layers."""
+        return self.layer is family.layers[self.number]
 
     def signature(self) -> tuple:
         """What must be equal in two cells for one to run with the other's parameters."""
@@ -141,16 +151,26 @@ def make_stacks(cells: list[Cell]) -> list[Stack]:
     """Group the cells of a model by kind, and make their parameters views of stacks.
 
     Raises:
-        ValueError: the parameters cannot be stacked: they are on several devices, offloaded, or sharded.
+        ValueError: the parameters cannot be stacked.
     """
+    if not are_whole(cells):
+        raise ValueError("layers that are sharded, offloaded or on several devices cannot run as diagonals")
+    return [_share_storage(group) for group in by_kind(cells)]
+
+
+def by_kind(cells: list[Cell]) -> list[list[Cell]]:
+    """Cells that can run with one another's parameters, together."""
     groups: dict[tuple, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.signature(), []).append(cell)
-    devices = {tensor.device for cell in cells for tensor in cell.tensors().values()}
-    kinds = {type(tensor) for cell in cells for tensor in cell.tensors().values()}
-    if len(devices) > 1 or not kinds <= {nn.Parameter, Tensor} or devices == {torch.device("meta")}:
-        raise ValueError("layers that are sharded, offloaded or on several devices cannot run as diagonals")
-    return [_share_storage(group) for group in groups.values()]
+    return list(groups.values())
+
+
+def are_whole(cells: list[Cell]) -> bool:
+    """Whether all parameters are plain tensors on one device: not sharded, offloaded or spread."""
+    tensors = [tensor for cell in cells for tensor in cell.tensors().values()]
+    devices = {tensor.device for tensor in tensors}
+    return len(devices) == 1 and devices != {torch.device("meta")} and {*map(type, tensors)} <= {nn.Parameter, Tensor}
 
 
 @torch.no_grad()
