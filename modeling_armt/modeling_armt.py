@@ -38,7 +38,7 @@ class ArmtForCausalLM(RecurrentModel):
         self._cells: list[Cell] | None = None
         self._stacks: list[Stack] | None = None
         self._compiled: CompiledCells | None = None
-        self._compiles = False
+        self.compiles = False
         self._faster_order = FasterOrder(self)
         self.memory_layers = nn.ModuleDict({str(layer): ArmtLayer(config) for layer in config.layers_with_memory})
 
@@ -61,7 +61,7 @@ class ArmtForCausalLM(RecurrentModel):
         before = [None] * layers if memory is None else list(zip(memory[:layers], memory[layers:]))
         after = []
         is_full = hidden.shape[1] == self.config.segment_size + self.config.num_mem_tokens and inputs.cache is None
-        run = self._compiled_cells().run if self._compiles and is_full else Cell.__call__
+        run = self._compiled_cells().run if self.compiles and is_full else Cell.__call__
         for cell in self.cells():
             own = before[len(after)] if cell.memory_layer is not None else ()
             hidden, updated = run(cell, hidden, own, seen, inputs, num_written)
@@ -75,7 +75,7 @@ class ArmtForCausalLM(RecurrentModel):
     def run_segment(
         self, segment: SegmentInput, memory: Memory | None, seen: Tensor | None
     ) -> tuple[Tensor, Memory | None]:
-        if not self._compiles:
+        if not self.compiles:
             return super().run_segment(segment, memory, seen)
         batch = len(segment.embeddings)
         if memory is None and len(self.memory_layers):  # an empty one has the graph of a full one, gradients too
@@ -87,12 +87,12 @@ class ArmtForCausalLM(RecurrentModel):
 
     def compile_cells(self) -> None:
         """From now on run full segments by `torch.compile`; the first of a shape takes a minute."""
-        self._compiles = True
+        self.compiles = True
 
     @property
     def needs_whole_layers(self) -> bool:
         """Whether layers run otherwise than by a call of each, which is what sharding them builds on."""
-        return self._compiles or self.config.executor != "sequential"
+        return self.compiles or self.config.executor != "sequential"
 
     def execute(self, *args, **options) -> tuple[list[Tensor | None], Memory | None, Tensor | None]:
         if self.config.executor == "diagonal":

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from test_diagonal import assert_same, close, gradients
+from test_diagonal import assert_same, close, gradients, in_double  # noqa: F401  the fixture
 from tiny_models import LORA, SEGMENT, make, padded, tokens
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from lm_experiments_tools.distributed.torch_fsdp import FsdpEngine
 from lm_experiments_tools.errors import UserError
-from modeling_armt.executors import auto, compiled
+from modeling_armt.executors import auto, compiled, diagonal
+from modeling_armt.executors.steady import Steady
 
 
 @pytest.fixture
@@ -16,8 +17,9 @@ def graphs(monkeypatch):
     """Counts the graphs that are compiled, and runs them without a compiler."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    plain = compiled.run_cell._torchdynamo_orig_callable
-    monkeypatch.setattr(compiled, "run_cell", torch.compile(plain, dynamic=False, backend=counter, fullgraph=True))
+    for module, name in ((compiled, "run_cell"), (diagonal, "run_group")):
+        plain = getattr(module, name)._torchdynamo_orig_callable
+        monkeypatch.setattr(module, name, torch.compile(plain, dynamic=False, backend=counter, fullgraph=True))
     yield counter
     torch._dynamo.reset()
 
@@ -49,6 +51,45 @@ def test_compiled_segments_have_the_same_gradients(graphs, options):
         assert (gradient is None) == (others[name] is None), name
         if gradient is not None:
             close(gradient, others[name], 1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of attention under vmap on a CPU
+@pytest.mark.parametrize("options", [{}, dict(memory_layers=[1, 2])])
+def test_compiled_diagonals_give_the_same_by_one_graph_for_each_kind_of_layer(graphs, options):
+    one, other = make(**options), compiling(make(executor="diagonal", **options))
+    ids = tokens(2, 6 * SEGMENT - 3)
+    with torch.no_grad():
+        assert_same(one(ids), other(ids), 1e-5)
+    assert graphs.frame_count == len(other.stacks())
+    close(gradients(one, ids)[0], gradients(other, ids)[0], 1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, dict(memory_layers=[0, 2]), dict(memory_layers=[1])])
+def test_replayed_diagonals_give_the_same_outputs_and_memory(in_double, monkeypatch, options):  # noqa: F811
+    """Without a GPU the buffers are real, but the step is called where a graph would be launched."""
+    monkeypatch.setattr(diagonal, "REPLAYED", {"cpu"})
+    steps = []
+    call = Steady.__call__
+    monkeypatch.setattr(Steady, "__call__", lambda self, hidden: steps.append(1) or call(self, hidden))
+    one, other = make(**options), make(executor="diagonal", **options)
+    segments = diagonal.DIRECT + 9
+    ids = tokens(2, segments * SEGMENT)
+    with torch.no_grad():
+        assert_same(one(ids), other(ids))
+        state = one(tokens(2, SEGMENT, seed=1)).memory_state
+        close(one.read(ids, memory_state=state).A, other.read(ids, memory_state=state).A)
+    assert len(steps) == 2 * (
+        segments - 3 - diagonal.DIRECT
+    )  # of three layers: all full ones without the first segment
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recorded_diagonals_give_the_same_outputs_and_memory_on_a_gpu(in_double):  # noqa: F811
+    one, other = make().cuda(), make(executor="diagonal").cuda()
+    ids = tokens(2, 40 * SEGMENT - 3).cuda()
+    with torch.no_grad():
+        assert_same(one(ids), other(ids))
+        close(one.read(ids).A, other.read(ids).A)
 
 
 def test_what_is_not_a_full_segment_compiles_nothing(graphs):

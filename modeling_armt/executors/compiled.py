@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ..backbones import LayerInputs
-from .stacks import Cell, by_kind
+from .stacks import Cell, Stack, by_kind
 
 
 @torch.compile(dynamic=False)
@@ -23,6 +23,20 @@ def run_cell(
     num_written: int,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     return functional_call(lead, parameters, (hidden, memory, seen, inputs, num_written))
+
+
+@torch.compile(dynamic=False)
+def run_group(
+    stack: Stack,
+    parameters: dict[str, Tensor],
+    hidden: Tensor,
+    memory: tuple[Tensor, ...],
+    seen: Tensor,
+    inputs: LayerInputs,
+    num_written: int,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`stack.run`, for a group of all its cells."""
+    return stack.run(parameters, hidden, memory, seen, inputs, num_written)
 
 
 class CompiledCells:

@@ -19,17 +19,22 @@ from torch.utils.checkpoint import checkpoint
 
 from ..backbones import LayerInputs
 from ..state import Memory, RecurrentState
+from .compiled import run_group
 from .sequential import RunSegment, SegmentInput
 from .sequential import run as run_in_order
 from .stacks import Stack
+from .steady import Memories, Steady
 
 Sizes = tuple[int, int, int]  # positions of read tokens, text, write tokens
+REPLAYED = {"cuda"}  # devices on which full diagonals are recorded and replayed
+DIRECT = 8  # full diagonals before that: recording costs about as much as three
 
 
 class Model(Protocol):
     """What the executor needs of a model whose write tokens do not depend on its memory."""
 
     run_segment: RunSegment
+    compiles: bool
 
     def begin_segment(self, segment: SegmentInput, memory: Memory | None) -> tuple[Tensor, LayerInputs, Sizes]:
         """Hidden states (B, C, D) before the first layer; read tokens, text and write tokens in them."""
@@ -127,6 +132,9 @@ class _Pipeline:
             state = model.empty_state(batch, self.device)
             memory, segments_seen = state.unbind(), state.segments_seen
         self.segments_seen = segments_seen
+        self.indexes: dict[tuple[int, ...], Tensor] = {}
+        self.steady: Steady | None = None
+        self.num_direct = 0
         A, z = memory[: len(self.order)], memory[len(self.order) :]
         self.memories = [
             tuple(torch.stack([part[self.order.index(number)] for number in stack.numbers]) for part in (A, z))
@@ -158,11 +166,35 @@ class _Pipeline:
                 inside.insert(0, entering)
             if not inside:
                 return
-            waiting = self._diagonal(waiting, low, step, [segment.cut_graph for segment in inside], inputs)
+            if len(inside) == self.num_layers <= step and self._replays():
+                waiting = self._full(waiting, inputs)
+            else:
+                waiting = self._diagonal(waiting, low, step, [segment.cut_graph for segment in inside], inputs)
             if low + len(inside) == self.num_layers:
                 yield waiting[-1, :, : inside.pop().embeddings.shape[1]]
                 waiting = waiting[:-1]
             step += 1
+
+    def _replays(self) -> bool:
+        device = self.device.type
+        return device in REPLAYED and not (torch.is_grad_enabled() or torch.is_autocast_enabled(device))
+
+    def _full(self, hidden: Tensor, inputs: LayerInputs) -> Tensor:
+        """`_diagonal` over all layers, where no segment is the first and no gradient is wanted."""
+        cuts = [False] * self.num_layers
+
+        def step(hidden: Tensor, memories: Memories) -> tuple[Tensor, Memories]:
+            self.memories = list(memories)
+            return self._diagonal(hidden, 0, self.num_layers, cuts, inputs), self.memories
+
+        if self.steady is None and self.num_direct < DIRECT:
+            self.num_direct += 1
+            return step(hidden, self.memories)[0]
+        if self.steady is None:
+            self.steady = Steady(step, hidden, self.memories)
+        output = self.steady(hidden).clone()  # its buffer is the next diagonal's too
+        self.memories = list(self.steady.memories)
+        return output
 
     def _diagonal(self, hidden: Tensor, low: int, step: int, cuts: list[bool], inputs: LayerInputs) -> Tensor:
         """Layers low, low + 1, ... over hidden (g, B, C, D); updates their memories."""
@@ -178,7 +210,9 @@ class _Pipeline:
 
         def groups_of_cells(hidden: Tensor, parts: list[tuple[Tensor, ...]]):
             return [
-                self._group(number, spans[number], _take(hidden, group), parts[number], _take(seen, group), inputs)
+                self._group(
+                    number, spans[number], self._take(hidden, group), parts[number], self._take(seen, group), inputs
+                )
                 for number, group in enumerate(groups)
                 if group
             ]
@@ -192,8 +226,9 @@ class _Pipeline:
             self.memories[number] = tuple(map(_put, self.memories[number], part, [spans[number]] * len(part)))
         if len(active) == 1:
             return done[0][0]
-        order = torch.tensor([place for number in active for place in groups[number]]).argsort()
-        return torch.cat([hidden for hidden, _ in done])[order.to(self.device)]
+        places = [place for number in active for place in groups[number]]
+        order = sorted(range(len(places)), key=places.__getitem__)
+        return torch.cat([hidden for hidden, _ in done])[self._index(order)]
 
     def _group(
         self,
@@ -204,15 +239,23 @@ class _Pipeline:
         seen: Tensor,
         inputs: LayerInputs,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        parameters = {name: stack[span] for name, stack in self.parameters[number].items()}
-        return self.stacks[number].run(parameters, hidden, memory, seen, inputs, self.sizes[2])
+        stack = self.stacks[number]
+        parameters = {name: tensor[span] for name, tensor in self.parameters[number].items()}
+        run = run_group if self.model.compiles and len(hidden) == len(stack.cells) else Stack.run
+        return run(stack, parameters, hidden, memory, seen, inputs, self.sizes[2])
 
+    def _take(self, x: Tensor, places: list[int]) -> Tensor:
+        """x[places], a view where they stand together."""
+        if places[-1] - places[0] + 1 == len(places):
+            return x[places[0] : places[-1] + 1]
+        return x[self._index(places)]
 
-def _take(x: Tensor, places: list[int]) -> Tensor:
-    """x[places], a view where they stand together."""
-    if places[-1] - places[0] + 1 == len(places):
-        return x[places[0] : places[-1] + 1]
-    return x[torch.tensor(places, device=x.device)]
+    def _index(self, places: list[int]) -> Tensor:
+        """On the device, where each is copied to once: recorded diagonals cannot wait for a copy."""
+        key = tuple(places)
+        if key not in self.indexes:
+            self.indexes[key] = torch.tensor(places, device=self.device)
+        return self.indexes[key]
 
 
 def _put(whole: Tensor, part: Tensor, span: slice) -> Tensor:
