@@ -261,6 +261,7 @@ WRONG = {
     "unknown ablation": (dict(ablate=["none,all"]), "no ablation 'all'"),
     "no other sample": (dict(ablate=["other"], num_samples=1), "num_samples must be at least 2"),
     "no memory to ablate": (dict(ablate=["zero"], model_type="hf", lengths=["0k"]), "ablate is for models with"),
+    "no executor to choose": (dict(executor="diagonal", model="plain", lengths=["0k"]), "has no choice of it"),
     "contexts twice": (dict(dataset="x/y"), "leave out babi_path and noise_dataset"),
     "no such set": (dict(dataset="/none", babi_path=None, noise_dataset=None), "no such folder, and not the name"),
 }  # fmt: skip
@@ -272,6 +273,13 @@ def test_what_is_wrong_is_one_line_that_names_it(folder, tmp_path, case):
     with pytest.raises(UserError, match=message) as error:
         babilong.main(words(folder, tmp_path, **changes))
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("executor", ["diagonal", "auto"])
+def test_the_order_of_the_cells_changes_no_answer(folder, tmp_path, executor):
+    babilong.main(words(folder, tmp_path / "one", executor="sequential"))
+    babilong.main(words(folder, tmp_path / "other", executor=executor))
+    assert outputs(tmp_path / "one") == outputs(tmp_path / "other")
 
 
 def test_results_of_another_model_or_seed_are_refused(folder, tmp_path):

@@ -55,6 +55,9 @@ class EvaluationArgs:
     model_type: Literal["auto", "hf"] = option(
         "auto", "auto: models that have `read` read chunk by chunk; hf: plain generate, inputs cut to the model's limit"
     )
+    executor: Literal["sequential", "diagonal", "auto"] | None = option(
+        None, "order of layers and segments, where the model has the choice; default: as it was saved"
+    )
     prompt_style: Literal["auto", "trained", "official"] = option(
         "auto",
         "trained: context, question, GEN; official: the public prompts; auto: trained for models that have `read`",
@@ -147,6 +150,10 @@ def evaluate(args: EvaluationArgs, engine: Engine) -> list[official_files.Result
     streams = streams and hasattr(model, "read")
     if not streams and args.ablate != [TRUE.name]:
         raise UserError("ablate is for models with a memory that is read chunk by chunk (`read`)")
+    if args.executor is not None:
+        if not hasattr(model.config, "executor"):
+            raise UserError(f"executor: {type(model).__name__} has no choice of it; leave it out")
+        model.config.executor = args.executor
     with engine.main_first():
         corpus = _corpus(args, tokenizer)
     generate_kwargs = _generate_kwargs(args, tokenizer)
