@@ -5,6 +5,10 @@ Shapes: b rows, R read tokens, T text positions, W write tokens, D model width.
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+TILE = 128  # rows that a GPU computes at a time in a matrix product
 
 
 def lay_out(read: Tensor | None, text: Tensor, write: Tensor | None, padding: Tensor | None) -> Tensor:
@@ -44,3 +48,13 @@ def positions_and_mask(
         positions = positions - read
         positions = positions.masked_fill((positions < 0) | (columns >= read + text), -1)
     return (positions if mask is None else positions.clamp(min=-1 if reserved else 0)), mask
+
+
+def warn_of_size(size: int, device: torch.device) -> None:
+    """Once: on a GPU, a matrix product of `size` rows, those of a whole segment, is rounded up to whole tiles."""
+    whole = -(-size // TILE) * TILE
+    if device.type == "cuda" and size != whole:
+        logger.warning_once(
+            f"segments with their memory tokens have {size} positions, and a GPU computes {whole}: raise segment_size "
+            f"by {whole - size}, or choose another multiple of {TILE}"
+        )

@@ -94,12 +94,12 @@ class ArmtForCausalLM(RecurrentModel):
         """Whether layers run otherwise than by a call of each, which is what sharding them builds on."""
         return self.compiles or self.config.executor != "sequential"
 
-    def execute(self, *args, **options) -> tuple[list[Tensor | None], Memory | None, Tensor | None]:
+    def run_cells(self, *args, **options) -> tuple[list[Tensor | None], Memory | None, Tensor | None]:
         if self.config.executor == "diagonal":
             return run_diagonals(self, *args, **options)
         if self.config.executor == "auto":
             return self._faster_order.run(*args, **options)
-        return super().execute(*args, **options)
+        return super().run_cells(*args, **options)
 
     def cells(self) -> list[Cell]:
         """The layers with their memories, lowest first."""

@@ -24,7 +24,7 @@ from .configuration_base import RecurrentConfig
 from .executors.sequential import SegmentInput
 from .executors.sequential import run as run_in_order
 from .generation import Reader, RecurrentGeneration
-from .layout import lay_out, positions_and_mask
+from .layout import lay_out, positions_and_mask, warn_of_size
 from .loss import cross_entropy, fused_cross_entropy, target_positions
 from .reading import RecurrentReading
 from .saving import RecurrentSaving
@@ -327,7 +327,12 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
         return kept, self.state_class.bind(memory, segments_seen)
 
     def execute(self, *args, **options) -> tuple[list[Tensor | None], Memory | None, Tensor | None]:
-        """All cells of the recurrence, in the order of an executor: `executors.sequential.run` without its first."""
+        """All cells of the recurrence: `executors.sequential.run` without its first argument."""
+        warn_of_size(self.config.segment_size + sum(self.memory_sizes), self.device)
+        return self.run_cells(*args, **options)
+
+    def run_cells(self, *args, **options) -> tuple[list[Tensor | None], Memory | None, Tensor | None]:
+        """`execute`, in the order of an executor."""
         return run_in_order(self.run_segment, *args, **options)
 
     def _segment_inputs(self, embeddings: Tensor, plan: list[Segment], write_last: bool) -> Iterator[SegmentInput]:

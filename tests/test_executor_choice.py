@@ -8,6 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from lm_experiments_tools.distributed.torch_fsdp import FsdpEngine
 from lm_experiments_tools.errors import UserError
+from modeling_armt import layout
 from modeling_armt.executors import auto, compiled, diagonal
 from modeling_armt.executors.steady import Steady
 
@@ -154,3 +155,11 @@ def test_layers_that_fsdp_would_split_are_refused_where_they_are_needed_whole(op
         model.compile_cells()
     with pytest.raises(UserError, match="choose --engine ddp"):
         FsdpEngine.wrap(None, model, None)
+
+
+@pytest.mark.parametrize("size, device, warns", [(528, "cuda", True), (512, "cuda", False), (528, "cpu", False)])
+def test_segments_that_fill_no_tile_of_a_gpu_are_warned_of(monkeypatch, size, device, warns):
+    said = []
+    monkeypatch.setattr(layout.logger, "warning_once", said.append)
+    layout.warn_of_size(size, torch.device(device))
+    assert [text for text in said if "raise segment_size by 112" in text] == said and bool(said) == warns
