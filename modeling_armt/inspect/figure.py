@@ -17,8 +17,8 @@ ROW, LEAST = 0.16, 1.1  # inches: a layer of the map of sources; all of them, at
 MAP = "Blues"  # light to dark
 
 PANELS = {
-    "beta_mean": "beta: how strongly memory tokens write",
-    "gamma_mean": "gamma: share of their keys that is new",
+    "beta_mean": "beta, strength of a write",
+    "gamma_mean": "gamma, new share of a key",
     "norm_A": "norm of A",
     "read_share": "what is read / hidden state",
     "effective_rank": "effective rank of all keys (K = {features})",
