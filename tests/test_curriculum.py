@@ -392,8 +392,7 @@ def test_the_papers_recipe_has_its_updates_and_rates():
 def local_data(folder, task="qa1"):
     """A folder laid out as the shipped configurations and scripts expect it."""
     for split in ("train", "test"):
-        for place in ("en-10k", "babi/en-10k"):
-            babi_simulator.write_task(folder / "data" / place, task, split, 200, seed=0)
+        babi_simulator.write_task(folder / "data" / "babi" / "en-10k", task, split, 200, seed=0)
     (folder / "data" / "books").mkdir()
     stream = embedded_text.sentences(seed=3)
     for name in ("moby", "pride", "sherlock", "frankenstein"):

@@ -1,7 +1,7 @@
 """Evaluate a model on BABILong: any task, any length, results in the files of the public harness.
 
-    python -m lm_experiments_tools.evaluation.babilong --model runs/real-qa1/stage-4/best --tasks qa1 \
-        --lengths 0k 1k 32k 1M --babi_path ~/data/en-10k --noise_dataset ~/data/books --results_folder results
+    python -m lm_experiments_tools.evaluation.babilong --model runs/small-qa1/stage-7/best --tasks qa1 \
+        --lengths 0k 1k 32k 1M --babi_path ~/data/babi/en-10k --noise_dataset ~/data/books --results_folder results
 
 A length counts tokens of the model's own tokenizer, k = 1000; 300 of them are left for prompt and question, as in the
 public sets; 0k are the facts alone. `--dataset RMT-team/babilong` takes the public sets themselves. `--ablate none zero

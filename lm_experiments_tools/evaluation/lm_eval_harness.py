@@ -1,7 +1,7 @@
 """lm-evaluation-harness with recurrent models: its command line, in which `--model armt` is a model that has `read`.
 
     python -m lm_experiments_tools.evaluation.lm_eval_harness --model armt --batch_size 4 \
-        --model_args pretrained=runs/real-qa1/stage-4/best --include_path configs/lm_eval \
+        --model_args pretrained=runs/small-qa1/stage-7/best --include_path configs/lm_eval \
         --tasks babilong_official_qa1 --metadata '{"lengths": ["0k", "1k", "1M"], "prompt": "trained"}'
 
 All options are those of lm_eval, and so are its tasks (`--tasks wikitext lambada_openai`); `configs/lm_eval` adds
