@@ -181,7 +181,8 @@ def whole_weights(model: nn.Module, keep: bool, copy: bool = False) -> Tensors:
 def save_weights(model: nn.Module, weights: Tensors, folder: Path) -> None:
     """`save_pretrained` where the model has it, else one safetensors file, of the `weights` of `model`."""
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder, state_dict=weights)
+        # under the names of the module: for some families Hugging Face writes those of their first checkpoints
+        model.save_pretrained(folder, state_dict=weights, save_original_format=False)
         return
     first_names = {id(tensor): name for name, tensor in reversed(weights.items())}
     distinct = {name: weights[name].contiguous().clone() for name in first_names.values()}  # CUDA's RNNs share memory

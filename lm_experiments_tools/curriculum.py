@@ -66,8 +66,9 @@ class Stage:
 
     @property
     def name(self) -> str:
-        segments = self.options.get("max_n_segments")
-        return "facts only" if self.options.get("facts_only") else f"{segments} segment{'s' * (segments != 1)}"
+        unit = "pair" if "num_pairs" in self.options else "segment"
+        number = self.options.get("num_pairs", self.options.get("max_n_segments"))
+        return "facts only" if self.options.get("facts_only") else f"{number} {unit}{'s' * (number != 1)}"
 
     def folder(self, attempt: int = 0) -> str:
         """In RUNS."""

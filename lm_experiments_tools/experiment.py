@@ -35,7 +35,8 @@ class Task(Protocol):
     """What a run is about: made of (task options, seed, engine, needs_train).
 
     Attributes:
-        args: its options, with `segment_size` and `tokenizer`. tests: datasets by their length's name.
+        args: its options, with `segment_size`, and `tokenizer` where there is a choice. tests: datasets, by the name of
+            their length.
     """
 
     args: Any
@@ -105,7 +106,7 @@ def build(config: dict, engine: Engine, make_task, models: Models, parsed: list)
     run_args, task_args, model_args, optimizer_args, trainer_args = parsed
     if model_args.model_cpt:
         weights = checkpoint.weights_folder(model_args.model_cpt)
-        if task_args.tokenizer is None and (weights / "tokenizer_config.json").exists():
+        if getattr(task_args, "tokenizer", "") is None and (weights / "tokenizer_config.json").exists():
             task_args.tokenizer = str(weights)  # the weights' own
     task = make_task(task_args, trainer_args.seed, engine, needs_train=not run_args.validate_only)
     set_seed(trainer_args.seed)

@@ -92,11 +92,13 @@ def test_every_option_has_help():
     import dataclasses
 
     from lm_experiments_tools.args import OptimizerArgs
+    from lm_experiments_tools.data.associative_retrieval import AssociativeRetrievalArgs
     from lm_experiments_tools.data.babilong_task import BabilongArgs
     from lm_experiments_tools.run_options import RunArgs
     from modeling_armt.options import ModelArgs
 
-    kinds = (RunArgs, BabilongArgs, ModelArgs, OptimizerArgs, TrainerArgs)
-    fields = [field for kind in kinds for field in dataclasses.fields(kind)]
-    assert all(field.metadata.get("help") for field in fields)
-    assert len({field.name for field in fields}) == len(fields), "each option is declared once"
+    for task in (BabilongArgs, AssociativeRetrievalArgs):
+        kinds = (RunArgs, task, ModelArgs, OptimizerArgs, TrainerArgs)
+        fields = [field for kind in kinds for field in dataclasses.fields(kind)]
+        assert all(field.metadata.get("help") for field in fields)
+        assert len({field.name for field in fields}) == len(fields), "each option is declared once"

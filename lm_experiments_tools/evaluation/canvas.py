@@ -64,7 +64,7 @@ def longest(names: Iterable[str]) -> float:
 
 
 class Point(NamedTuple):
-    """Shares from 0 to 1. low, high: where they are y, there is no interval. NaN: the curve is cut."""
+    """y: a share from 0 to 1, or a number. low, high: where they are y, there is no interval. NaN: the curve is cut."""
 
     x: float
     y: float
@@ -88,6 +88,7 @@ class Chart:
     Attributes:
         names: of curves, in the order of the legend: they look the same in all panels. ticks: place and label of each.
         decorate: draws what else is in a panel.
+        y_max: y are numbers up to this; None: shares, which are shown as percent.
     """
 
     title: str
@@ -96,6 +97,7 @@ class Chart:
     names: list[str]
     ticks: list[tuple[float, str]]
     decorate: Callable[[Any], None] | None = None
+    y_max: float | None = None
 
 
 def draw_curves(chart: Chart, curves: dict[str, list[Curve]], paths: Iterable[Path]) -> None:
@@ -112,7 +114,7 @@ def draw_curves(chart: Chart, curves: dict[str, list[Curve]], paths: Iterable[Pa
         for curve in shown:
             number = chart.names.index(curve.name)
             shift = (number - (len(chart.names) - 1) / 2) * min(DODGE, 0.6 / len(chart.names)) * gap
-            handles[curve.name] = _draw_curve(panel, curve, number, shift)
+            handles[curve.name] = _draw_curve(panel, curve, number, shift, 100 if chart.y_max is None else 1)
         _finish_panel(panel, chart, title, gap)
         place = panel.get_subplotspec()
         if place.is_first_col():
@@ -127,9 +129,9 @@ def draw_curves(chart: Chart, curves: dict[str, list[Curve]], paths: Iterable[Pa
     save(figure, paths)
 
 
-def _draw_curve(axes: Any, curve: Curve, number: int, shift: float) -> Any:
+def _draw_curve(axes: Any, curve: Curve, number: int, shift: float, scale: float) -> Any:
     xs = [point.x + shift for point in curve.points]
-    ys, lows, highs = ([100 * point[side] for point in curve.points] for side in (1, 2, 3))
+    ys, lows, highs = ([scale * point[side] for point in curve.points] for side in (1, 2, 3))
     style = {
         "color": colour(number), "linestyle": line(number), "linewidth": 1.4,
         "marker": MARKERS[number % len(MARKERS)], "ms": 4.5, "clip_on": False, "zorder": 3,
@@ -148,8 +150,9 @@ def _finish_panel(axes: Any, chart: Chart, title: str, gap: float) -> None:
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
     axes.set_xlim(chart.ticks[0][0] - 0.6 * gap, chart.ticks[-1][0] + 0.6 * gap)
-    axes.set_ylim(0, 102)
-    axes.set_yticks(range(0, 101, 20))
+    axes.set_ylim(0, 1.02 * (chart.y_max or 100))
+    if chart.y_max is None:
+        axes.set_yticks(range(0, 101, 20))
     axes.tick_params(axis="y", labelsize=8)
     axes.grid(axis="y", color="0.87", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -72,7 +72,7 @@ def _mark_trained(axes: Any, places: dict[str, float], groups: list[Group]) -> N
     left = min([left, *(mark - 0.6 for _, mark in marks)])
     axes.set_xlim(left, max([right, *(mark + 0.3 for _, mark in marks)]))
     if len({mark for _, mark in marks}) == 1:
-        _shade_trained(axes, left, marks[0][1], places)
+        shade_trained(axes, left, marks[0][1], places)
     else:
         for number, mark in marks:
             axes.axvline(mark, color=canvas.colour(number), linestyle=canvas.line(number), linewidth=1, zorder=0)
@@ -82,10 +82,12 @@ def _mark_trained(axes: Any, places: dict[str, float], groups: list[Group]) -> N
         axes.annotate("//", (after, 0), xytext=(0, -4), **NOTE | {"color": "black", "fontsize": 9}, zorder=5)
 
 
-def _shade_trained(axes: Any, left: float, trained: float, places: dict[str, float]) -> None:
-    """And say how far beyond it the longer lengths are."""
+def shade_trained(axes: Any, left: float, trained: float, places: dict[str, float], height: float = 0.0) -> None:
+    """And say how far beyond it the longer lengths are; `height`: of the word, as a share of the panel's."""
     axes.axvspan(left, trained, color="0.91", zorder=0)
-    axes.annotate("trained", (trained, 0), xytext=(-3, 9), **NOTE | {"ha": "right"})
+    axes.annotate(
+        "trained", (trained, height), xytext=(-3, 9), xycoords=("data", "axes fraction"), **NOTE | {"ha": "right"}
+    )
     axes.set_title(axes.get_title(), fontsize=10, pad=16)
     for place in places.values():
         if place > trained:

@@ -33,9 +33,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def length_table(metrics: Metrics) -> str:
-    """Exact match by number of segments, as text."""
-    trained = metrics["trained_n_segments"]
-    lines = [f"{'segments':>10}  {'tokens':>8}  {'exact match':>11}  {'95% interval':>15}  samples"]
+    """Exact match by number of segments, or of pairs, as text."""
+    unit, trained = longest_trained(metrics)
+    lines = [f"{unit:>10}  {'tokens':>8}  {'exact match':>11}  {'95% interval':>15}  samples"]
     for name, row in metrics["test"].items():
         low, high = wilson_interval(row["exact_match"], row["samples"])
         beyond = f"  {int(name) / trained:g}x the longest trained" if name.isdigit() and int(name) > trained else ""
@@ -46,8 +46,13 @@ def length_table(metrics: Metrics) -> str:
     return "\n".join(lines)
 
 
+def longest_trained(metrics: Metrics) -> tuple[str, int]:
+    """What a run counts its lengths in, and the longest that it was trained on."""
+    return next((unit, metrics[name]) for unit in ("segments", "pairs") if (name := f"trained_n_{unit}") in metrics)
+
+
 def draw_lengths(metrics: Metrics, path: Path) -> None:
-    """Exact match against number of segments, the trained lengths shaded."""
+    """Exact match against number of segments, or of pairs, the trained lengths shaded."""
     rows = [(int(name), row) for name, row in metrics["test"].items() if name.isdigit()]
     if not rows:
         return
@@ -55,7 +60,7 @@ def draw_lengths(metrics: Metrics, path: Path) -> None:
     shares = [row["exact_match"] for _, row in rows]
     bounds = [wilson_interval(row["exact_match"], row["samples"]) for _, row in rows]
     figure, axes = canvas.pyplot().subplots(figsize=(7, 4), constrained_layout=True)
-    trained = metrics["trained_n_segments"]
+    unit, trained = longest_trained(metrics)
     axes.axvspan(min(segments) * 0.85, trained * 1.06, color="0.9", zorder=0)
     axes.annotate(
         "trained lengths", (trained, 0.03), xytext=(-4, 0), textcoords="offset points", ha="right", color="0.35"
@@ -69,7 +74,7 @@ def draw_lengths(metrics: Metrics, path: Path) -> None:
     axes.set_xticks(segments, [f"{number}\n{_short(row['tokens'])}" for number, row in rows])
     axes.set_xlim(min(segments) * 0.85, max(segments) * 1.15)
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel("segments (and tokens) of the test samples")
+    axes.set_xlabel(f"{unit} (and tokens) of the test samples")
     axes.set_ylabel("exact match")
     axes.set_title(f"{metrics['task']}: {rows[0][1]['samples']} unseen questions a length, 95% intervals", fontsize=11)
     axes.grid(axis="y", color="0.85")
