@@ -8,7 +8,7 @@ width, V vocabulary, n labelled positions.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +23,7 @@ from .cache import ArmtCache
 from .configuration_base import RecurrentConfig
 from .executors.sequential import SegmentInput
 from .executors.sequential import run as run_in_order
+from .flops import FlopCount
 from .generation import Reader, RecurrentGeneration
 from .layout import lay_out, positions_and_mask, warn_of_size
 from .loss import cross_entropy, fused_cross_entropy, target_positions
@@ -199,6 +200,10 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
             {"params": [parameter for parameter in trained if id(parameter) in memory]} | options,
         ]
         return [group for group in groups if group["params"]]
+
+    def training_flops(self, batch: Mapping[str, Tensor]) -> float:
+        """FLOPs that a forward and a backward pass over a batch need."""
+        return FlopCount(self).training(batch).total
 
     def freeze_backbone(self) -> None:
         """Train nothing but the memory."""
