@@ -9,19 +9,18 @@ process is sampled every 5 ms, on CUDA the allocator is asked.
 """
 
 import argparse
-import ctypes
 import json
 import time
 from pathlib import Path
 
 import torch
+from machine import freed_memory_returned
 from transformers import GPT2Config
 
 from lm_experiments_tools.peak_memory import PeakMemory
 from modeling_armt import ArmtForCausalLM
 
 GB = 1e9
-M_MMAP_THRESHOLD = -3  # of mallopt(3)
 
 
 def step(model, optimizer, segments: int, dense: bool) -> float:
@@ -53,8 +52,6 @@ def main() -> None:
     parser.add_argument("--output", help="JSON file for the figures")
     args = parser.parse_args()
     device = torch.device(args.device)
-    if device.type == "cpu":
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 18)  # else freed blocks stay resident
     sizes = dict(n_layer=args.layers, n_embd=args.width, n_head=args.width // 64, attn_pdrop=0.0)
     model = ArmtForCausalLM.from_backbone(GPT2Config(**sizes), segment_size=args.segment_size).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -64,7 +61,7 @@ def main() -> None:
     cases = [(True, args.segments, False), (True, args.segments, True), (False, args.keep_all, False)]
     for replay, segments, dense in cases:
         model.config.segment_checkpointing = replay
-        with PeakMemory(device) as memory:
+        with freed_memory_returned(), PeakMemory(device) as memory:
             seconds = step(model, optimizer, segments, dense)
         tokens = segments * args.segment_size
         rows.append({"replay": replay, "segments": segments, "labels": "all" if dense else "answer",

@@ -99,7 +99,7 @@ class Trainer:
         self.saver = Saver(self)
         model.to(self.engine.device)
         dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
-        self.utilisation = Utilisation(self.engine.device, dtype, args.peak_tflops)
+        self.utilisation = Utilisation(self.engine.device, dtype, args.peak_tflops, model)
         self.module: nn.Module | None = None  # the model as the engine wraps it
         self.schedule = make_schedule(optimizer, args) if optimizer is not None else None
         self.plateau = PlateauDrop(optimizer, self.schedule, args) if args.use_lr_drop else None

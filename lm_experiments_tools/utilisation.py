@@ -1,7 +1,8 @@
 """Model FLOPs utilisation: arithmetic that the model needs a second over what the device can do.
 
-Forward FLOPs of one micro-batch are counted once by torch, at the first update; a backward pass takes twice as many.
-What is computed again to save memory does not count.
+A model that has `training_flops(batch)` counts for itself, each micro-batch. For another one, torch counts the forward
+pass of the first micro-batch, once; a backward pass takes twice as many. What is computed again to save memory does not
+count.
 """
 
 from __future__ import annotations
@@ -11,11 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .metrics import Batch
 
 FORWARD_AND_BACKWARD = 3  # times the FLOPs of a forward pass
+
+
+def _cpu_attention(query: tuple, key: tuple, value: tuple, *args, out_shape=None, **options) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}  # torch counts CUDA's only
 
 
 class Utilisation:
@@ -24,31 +33,38 @@ class Utilisation:
     Args:
         peak_tflops: of the device, in TFLOP/s; None: that of a matrix product, measured once.
         dtype: compute type.
+        model: may have `training_flops(batch) -> float`, FLOPs of a forward and a backward pass.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, peak_tflops: float | None):
+    def __init__(self, device: torch.device, dtype: torch.dtype, peak_tflops: float | None, model: nn.Module):
         self.device, self.dtype = device, dtype
         self.peak = None if peak_tflops is None else 1e12 * peak_tflops  # FLOP/s
-        self.flops_per_token: float | None = None
-        self.is_wanted = True
+        self.training_flops = getattr(model, "training_flops", None)
+        self.flops, self.tokens = 0.0, 0  # of the micro-batches that were counted
 
     @contextmanager
     def counting(self, batch: Batch) -> Iterator[None]:
-        """Around the forward pass of a micro-batch: the first one is counted."""
-        if not self.is_wanted or self.flops_per_token is not None or "input_ids" not in batch:
+        """Around the forward pass of a micro-batch."""
+        ids: Tensor | None = batch.get("input_ids")
+        if ids is None or (self.tokens and self.training_flops is None):
             yield
             return
-        with FlopCounterMode(display=False) as counter:
+        if self.training_flops is not None:
+            self.flops += self.training_flops(batch)  # before the pass: it waits for the device where the pass does too
             yield
-        self.flops_per_token = FORWARD_AND_BACKWARD * counter.get_total_flops() / batch["input_ids"].numel()
+        else:
+            with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+                yield
+            self.flops += FORWARD_AND_BACKWARD * counter.get_total_flops()
+        self.tokens += ids.numel()
 
     def share(self, tokens_per_second: float) -> float | None:
         """Of the peak, at this rate of the rank; None before the first count."""
-        if self.flops_per_token is None:
+        if not self.tokens:
             return None
         if self.peak is None:
             self.peak = measured_peak(self.device, self.dtype)
-        return tokens_per_second * self.flops_per_token / self.peak
+        return tokens_per_second * self.flops / self.tokens / self.peak
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
