@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from lm_experiments_tools.data import babi, babi_simulator
+from lm_experiments_tools.data import babi, babi_simulator, embedded_text
 from lm_experiments_tools.errors import UserError
 
 TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
@@ -167,3 +167,11 @@ def test_the_command_writes_the_files(tmp_path, capsys):
     babi_simulator.main([str(tmp_path), "--tasks", "qa4", "--train_questions", "20", "--test_questions", "10"])
     assert len(babi.read_questions(babi.task_file(tmp_path, "qa4", "train"))) == 20
     assert len(babi.read_questions(babi.task_file(tmp_path, "qa4", "test"))) == 10
+
+
+def test_embedded_sentences_never_name_what_the_tasks_name():
+    names = {*babi_simulator.PEOPLE, *babi_simulator.GIVERS, *babi_simulator.PLACES, *babi_simulator.OBJECTS}
+    stream = embedded_text.sentences()
+    text = " ".join(next(stream) for _ in range(3000))
+    used = {word.strip(".,").lower() for word in text.replace("-", " ").split()}
+    assert not used & {name.lower() for name in names}
