@@ -98,7 +98,7 @@ def _lock(folder: Path) -> IO:
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()
-        raise UserError(f"{folder} is in use by {holder}; wait for it, or give another --model_path") from error
+        raise UserError(f"{folder} is in use by {holder}; wait for it, or give another folder") from error
     file.truncate(0)
     file.write(f"{socket.gethostname()} pid {os.getpid()}\n")
     file.flush()

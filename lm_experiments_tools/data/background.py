@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from . import embedded_text
 from .cache import default_cache_dir, digest, file_digest
+from .rows import load_rows, read_text, require_column, text_files
 
 FORMAT = "background-1"  # part of every cache name: change it when the sentences or the file layout change
 MIN_SENTENCE_TOKENS = 10  # as in the published benchmark: shorter ones are mostly headings and exclamations
@@ -58,70 +59,23 @@ def find_source(names: Sequence[str] | None, split: str | None = None) -> Source
         identity = f"embedded {EMBEDDED_SENTENCES} {file_digest(Path(embedded_text.__file__))}"
         return Source("embedded sentences", identity, _embedded)
     paths = [Path(name).expanduser() for name in names]
-    files = [file for path in paths for file in _text_files(path)]
+    files = [file for path in paths for file in text_files(path)]
     if files:
-        return Source(" ".join(names), digest(file_digest(file) for file in files), lambda: map(_read_text, files))
+        return Source(" ".join(names), digest(file_digest(file) for file in files), lambda: map(read_text, files))
     if len(names) > 1:
         missing = next((path for path in paths if not path.exists()), paths[0])
         raise UserError(f"no text in {missing}: give files or folders of .txt, or one dataset")
-    return _hugging_face_source(names[0], paths[0], split or "train")
+    return _hugging_face_source(names[0], split or "train")
 
 
 def _embedded() -> Iterator[str]:
     return islice(embedded_text.sentences(), EMBEDDED_SENTENCES)
 
 
-def _text_files(path: Path) -> list[Path]:
-    if path.is_file() and path.suffix not in (".parquet", ".arrow"):
-        return [path]
-    return sorted(path.rglob("*.txt")) if path.is_dir() else []
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error})") from error
-
-
-def _hugging_face_source(name: str, path: Path, split: str) -> Source:
-    import datasets  # slow to import, and needed for this source only
-
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet")) + sorted(path.rglob("*.arrow"))
-    try:
-        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-            data = datasets.load_from_disk(str(path))
-        elif path.exists():
-            kind = files[0].suffix[1:] if files else "arrow"
-            data = datasets.load_dataset(kind, data_files={split: [str(file) for file in files]})
-        elif split in datasets.get_dataset_config_names(name):  # earlier scripts give a configuration here
-            data = datasets.load_dataset(name, split, split="train")
-        else:
-            data = datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, IndexError, datasets.exceptions.DatasetsError) as error:
-        _refuse_damaged(files)
-        raise UserError(
-            f"no background text under {name!r} (split {split!r}): not a folder with .txt, .parquet or .arrow files "
-            f"and not a dataset that can be loaded ({str(error).splitlines()[0]})"
-        ) from error
-    if isinstance(data, dict):
-        if split not in data:
-            raise UserError(f"dataset {name!r} has no split {split!r}; its splits are {', '.join(data)}")
-        data = data[split]
-    if "text" not in data.column_names:
-        raise UserError(f"dataset {name!r} has no column 'text'; its columns are {', '.join(data.column_names)}")
+def _hugging_face_source(name: str, split: str) -> Source:
+    data = load_rows(name, split)
+    require_column(data, name, "text")
     return Source(f"{name} {split}", digest([data._fingerprint]), lambda: (row["text"] for row in data))
-
-
-def _refuse_damaged(files: list[Path]) -> None:
-    """Raise `UserError` for the first file that cannot be read alone: an error of many does not say which."""
-    import datasets
-
-    for file in files:
-        try:
-            datasets.load_dataset(file.suffix[1:], data_files=str(file))
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise UserError(f"{file}: cut or damaged ({error.__cause__ or error})") from error
 
 
 class Background:

@@ -25,3 +25,12 @@ def file_digest(path: Path) -> str:
     """16 hexadecimal digits that name the content of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16] if hasattr(hashlib, "file_digest") else digest(file)
+
+
+def sha256(path: Path) -> str:
+    """The whole SHA-256 of a file, in hexadecimal digits."""
+    value = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            value.update(block)
+    return value.hexdigest()

@@ -17,14 +17,14 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """A Hugging Face tokenizer by hub name or folder.
 
     Raises:
-        UserError: it cannot be loaded, or has no end-of-text token to end an answer with.
+        UserError: it cannot be loaded, or has no end-of-text token, with which answers and documents end.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer under {name_or_path!r} ({str(error).splitlines()[0]})") from error
     if tokenizer.eos_token_id is None:
-        raise UserError(f"tokenizer {name_or_path!r} has no eos_token; answers must end with one")
+        raise UserError(f"tokenizer {name_or_path!r} has no eos_token; answers and documents end with one")
     return tokenizer
 
 
@@ -61,6 +61,12 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.is_fast:
         return digest([tokenizer.backend_tokenizer.to_str()])
     return digest([tokenizer.name_or_path, *sorted(tokenizer.get_vocab())])
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What its token ids mean: tokenizers that agree in it read each other's tokens."""
+    by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return digest(f"{number} {token}" for token, number in by_id)
 
 
 def sample_texts(texts: Iterable[str], num_characters: int) -> Iterable[str]:
