@@ -24,4 +24,4 @@ def test_named_files_exist():
 def test_scripts_stop_at_errors_and_name_no_absolute_path(script):
     text = script.read_text()
     assert "set -euo pipefail" in text
-    assert not re.search(r"(?<![\w}./])/(home|root|work|data|mnt)/", text)
+    assert not re.search(r"(?<![\w}./~])/(home|root|work|data|mnt)/", text)
