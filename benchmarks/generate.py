@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from machine import Ceiling, MachineArgs, finish, require_tests, there_and_back
-from sizes import make_model, model_config
+from sizes import check_way, choose, make_model, model_config
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.generation.streamers import BaseStreamer
@@ -38,11 +38,12 @@ class GenerateArgs(MachineArgs):
     new_tokens: int = option(32, "tokens to decode")
     segment_size: int = option(512, "text tokens of a segment")
     num_mem_tokens: int = option(16, "memory tokens of a segment")
-    executor: str = option("sequential", "order of the recurrence, for the prompt")
+    executor: str = option("sequential", "order of the recurrence for the prompt, +compile")
     pairs: int = option(1, "times that both are timed there and back")
 
     def __post_init__(self):
         super().__post_init__()
+        check_way(self.executor)
         self.sizes = self.sizes or ["gpt2-small"]
         self.prompts = sorted(self.prompts or ([512, 2048] if self.on_cpu else [4096, 32768, 131072]))
 
@@ -62,7 +63,6 @@ class Moments(BaseStreamer):
 
 def decode(args: GenerateArgs, model: ArmtForCausalLM, way: str, ids: Tensor) -> tuple[float, float, int]:
     """Seconds until the first token, seconds of a further one, and bytes that are held behind the last."""
-    model.config.executor = args.executor
     moments, start = Moments(args.now), args.now()
     generated = (model if way == OURS else model.backbone).generate(
         ids, streamer=moments, max_new_tokens=args.new_tokens, do_sample=False, return_dict_in_generate=True
@@ -85,6 +85,7 @@ def measure(args: GenerateArgs, size: str, ceiling: Ceiling) -> list[dict]:
     positions = args.prompts[-1] + args.new_tokens
     config = model_config(size, args.segment_size, args.num_mem_tokens, positions=positions)
     model, rows = make_model(config, args.device, args.torch_dtype), []
+    choose(model, args.executor)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     for length in tqdm(args.prompts, desc=size, leave=False, disable=None):
         ids = torch.randint(config.vocab_size, (1, length), device=args.device)

@@ -31,13 +31,15 @@ else
     segment=(--segment_size 1008) # with 16 memory tokens a multiple of 128
     short=(--segment_size 496)
     picture="${output%.json}"
-    measure flops 30 flops
-    measure train_step_toy 50 train_step --sizes toy --segments 8 32 --pairs 2 "${short[@]}"
-    measure train_step 70 train_step --sizes gpt2-small --segments 8 32 --pairs 2 "${short[@]}"
-    measure train_step_batch_8 60 train_step --sizes gpt2-small --segments 32 --batch_size 8 --replay --no_plain --pairs 2 "${short[@]}"
-    measure long_context 50 long_context --sizes gpt2-small --picture "$picture-gpt2-small.png" "${segment[@]}"
+    # limits add up to 480 s
+    measure flops 20 flops
+    measure train_step_toy 40 train_step --sizes toy --segments 8 32 --pairs 2 "${short[@]}"
+    measure train_step 60 train_step --sizes gpt2-small --segments 8 32 --pairs 2 "${short[@]}"
+    measure train_step_batch_8 100 train_step --sizes gpt2-small --segments 32 --batch_size 8 --replay --no_plain --pairs 2 \
+        --executors sequential sequential+compile diagonal "${short[@]}"
+    measure long_context 45 long_context --sizes gpt2-small --picture "$picture-gpt2-small.png" "${segment[@]}"
     measure long_context_1b 70 long_context --sizes llama-1b --pairs 2 --picture "$picture-llama-1b.png" "${segment[@]}"
-    measure stream 90 stream --size gpt2-small --executor diagonal --max_seconds 60 "${segment[@]}"
+    measure stream 85 stream --size gpt2-small --executor diagonal --max_seconds 60 "${segment[@]}"
     measure generate 60 generate --sizes gpt2-small llama-1b "${segment[@]}"
 fi
 

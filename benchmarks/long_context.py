@@ -28,7 +28,7 @@ from machine import (
     require_tests,
     there_and_back,
 )
-from sizes import make_model, model_config
+from sizes import check_way, choose, make_model, model_config
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -53,14 +53,15 @@ class LongArgs(MachineArgs):
     lengths: list[int] | None = option(None, "tokens, ascending; default: 1k to 4k on a CPU, 4k to 128k on a GPU")
     segment_size: int = option(512, "text tokens of a segment")
     num_mem_tokens: int = option(16, "memory tokens of a segment")
-    executors: list[str] | None = option(None, "orders of the recurrence; default: sequential diagonal")
+    executors: list[str] | None = option(None, "orders of the recurrence, +compile; default: sequential diagonal")
     no_full: bool = option(False, "leave full attention out")
     pairs: int | None = option(None, "times that each is timed there and back; default: 1 on a CPU, 3 on a GPU")
     picture: str | None = option(None, "file for a picture of seconds by length")
 
     def __post_init__(self):
         super().__post_init__()
-        self.sizes, self.executors = self.sizes or ["gpt2-small"], self.executors or ["sequential", "diagonal"]
+        self.sizes = self.sizes or ["gpt2-small"]
+        self.executors = [check_way(name) for name in self.executors or ["sequential", "diagonal"]]
         self.lengths = sorted(self.lengths or [1024 << i for i in (range(3) if self.on_cpu else range(2, 8))])
         self.pairs = self.pairs or (1 if self.on_cpu else 3)
 
@@ -87,7 +88,7 @@ class Readers:
         """Logits (1, 1, V) of the last token."""
         if way == FULL:
             return self.model.backbone(ids, use_cache=True, logits_to_keep=1).logits
-        self.model.config.executor = way
+        choose(self.model, way)
         return self.model(ids, logits_to_keep=1).logits
 
     def needed(self, way: str, length: int) -> float:

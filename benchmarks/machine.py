@@ -30,7 +30,7 @@ from lm_experiments_tools.errors import UserError
 ROOT = Path(__file__).parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices: 0.1 s in float32 on two cores, 1.4 ms on an H100
-M_MMAP_THRESHOLD = -3  # of mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 COPIED = {"cpu": 1 << 27, "cuda": 1 << 31}  # bytes, more than any cache
 
 
@@ -176,7 +176,8 @@ def freed_memory_returned() -> Iterator[None]:
     libc = ctypes.CDLL("libc.so.6")
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 18)
     yield
-    libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # what it grows to by itself
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # what they grow to by themselves
+    libc.mallopt(M_TRIM_THRESHOLD, 1 << 26)
 
 
 def there_and_back(names: list[str]) -> list[str]:

@@ -6,9 +6,11 @@ from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
 
 from lm_experiments_tools.errors import UserError
 from modeling_armt import ArmtConfig, ArmtForCausalLM, RmtConfig, RmtForCausalLM
+from modeling_armt.configuration_armt import EXECUTORS
 from modeling_armt.configuration_base import RecurrentConfig
 from modeling_armt.modeling_base import RecurrentModel
 
+COMPILED, REPLAYED = "+compile", "+replay"
 KINDS = {
     "armt": (ArmtForCausalLM, ArmtConfig),
     "rmt": (RmtForCausalLM, RmtConfig),
@@ -66,3 +68,22 @@ def make_model(config: RecurrentConfig, device: str, dtype: torch.dtype) -> Recu
         if name.endswith("W_v"):
             nn.init.normal_(parameter, std=0.02)
     return model.to(dtype).eval()
+
+
+def check_way(way: str) -> str:
+    """An executor, then `+compile` and `+replay` where they are wanted.
+
+    Raises:
+        UserError: it is none.
+    """
+    if way.removesuffix(REPLAYED).removesuffix(COMPILED) not in EXECUTORS:
+        raise UserError(f"there is no {way!r}: give one of {', '.join(EXECUTORS)}, with {COMPILED} behind it or not")
+    return way
+
+
+def choose(model: ArmtForCausalLM, way: str) -> None:
+    """Run the recurrence in a way that `check_way` lets pass."""
+    model.config.segment_checkpointing = way.endswith(REPLAYED)
+    way = way.removesuffix(REPLAYED)
+    model.compiles = way.endswith(COMPILED)
+    model.config.executor = way.removesuffix(COMPILED)

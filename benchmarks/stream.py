@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from machine import Ceiling, MachineArgs, finish, require_tests
-from sizes import make_model, model_config
+from machine import Ceiling, MachineArgs, finish, freed_memory_returned, require_tests
+from sizes import check_way, choose, make_model, model_config
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -37,11 +37,12 @@ class StreamArgs(MachineArgs):
     batch_size: int = option(1, "texts at once, each of so many tokens")
     segment_size: int = option(512, "text tokens of a segment")
     num_mem_tokens: int = option(16, "memory tokens of a segment")
-    executor: str = option("sequential", "order of the recurrence")
+    executor: str = option("sequential", "order of the recurrence, +compile")
     max_seconds: float | None = option(None, "stop behind the tenth in which so many have passed")
 
     def __post_init__(self):
         super().__post_init__()
+        check_way(self.executor)
         self.tokens = self.tokens or (1_000_000 if self.on_cpu else 50_000_000)
         if self.tokens < TENTHS * self.segment_size:
             raise UserError(
@@ -62,13 +63,15 @@ def text(args: StreamArgs, vocabulary: int, seed: int) -> Iterator[Tensor]:
 
 
 def measure(args: StreamArgs, ceiling: Ceiling) -> list[dict]:
-    config = model_config(args.size, args.segment_size, args.num_mem_tokens, executor=args.executor)
+    config = model_config(args.size, args.segment_size, args.num_mem_tokens)
     model = make_model(config, args.device, args.torch_dtype)
+    choose(model, args.executor)
     needed = FlopCount(model).sequence(args.tenth, seen=True).total * args.batch_size
     state, rows = model.read(next(text(args, config.vocab_size, TENTHS))), []  # warms up
     before = int(state.segments_seen[0])
     for number in tqdm(range(TENTHS), desc="tenths", leave=False, disable=None):
-        ceiling.sample(repeats=1)
+        with freed_memory_returned():
+            ceiling.sample(repeats=1)
 
         def read(number: int = number) -> None:
             nonlocal state

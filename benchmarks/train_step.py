@@ -31,7 +31,7 @@ from machine import (
     there_and_back,
 )
 from plain_step import plain_loss
-from sizes import make_model, model_config
+from sizes import REPLAYED, check_way, choose, make_model, model_config
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -42,7 +42,7 @@ from lm_experiments_tools.errors import UserError
 from lm_experiments_tools.peak_memory import PeakMemory
 from modeling_armt.flops import FlopCount
 
-PLAIN, REPLAYED = "plain", "+replay"
+PLAIN = "plain"
 ANSWER = 4  # labelled tokens at the end of a sample
 AGREES = 1e-4  # of the largest gradient in a parameter
 SPARE = 0.8  # of the free memory may be taken
@@ -64,7 +64,7 @@ class StepArgs(MachineArgs):
     batch_size: int = option(1, "samples of a step")
     segment_size: int = option(512, "text tokens of a segment")
     num_mem_tokens: int = option(16, "memory tokens of a segment")
-    executors: list[str] | None = option(None, "orders of the recurrence; default: sequential diagonal")
+    executors: list[str] | None = option(None, "orders of the recurrence, +compile; default: sequential diagonal")
     replay: bool = option(False, "also steps that keep no activations of segments, but run them again")
     no_plain: bool = option(False, "leave the plain step out, of which everything is checked and compared")
     pairs: int = option(3, "times that all steps are timed there and back")
@@ -73,7 +73,7 @@ class StepArgs(MachineArgs):
     def __post_init__(self):
         super().__post_init__()
         self.sizes, self.segments = self.sizes or ["toy"], sorted(self.segments or [2, 8, 32])
-        self.executors = self.executors or ["sequential", "diagonal"]
+        self.executors = [check_way(name) for name in self.executors or ["sequential", "diagonal"]]
         if "llama-1b" in self.sizes:
             raise UserError("the plain step is GPT-2's: choose of toy, gpt2-small, tiny")
 
@@ -103,8 +103,7 @@ class Steps:
     def loss(self, step: str, batch: dict[str, Tensor]) -> Tensor:
         if step == PLAIN:
             return plain_loss(self.model, batch["input_ids"], batch["labels"])
-        self.model.config.executor = step.removesuffix(REPLAYED)
-        self.model.config.segment_checkpointing = step.endswith(REPLAYED)
+        choose(self.model, step)
         return self.model(**batch, output_memory_state=False).loss
 
     def update(self, step: str, batch: dict[str, Tensor]) -> None:

@@ -41,16 +41,8 @@ def step(model, optimizer, segments: int, dense: bool) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--segments", type=int, default=32, help="segments with replay")
-    parser.add_argument("--keep_all", type=int, default=4, help="segments of the step that keeps all activations")
-    parser.add_argument("--segment_size", type=int, default=512, help="text tokens of a segment")
-    parser.add_argument("--layers", type=int, default=12, help="layers of the backbone")
-    parser.add_argument("--width", type=int, default=768, help="width of the backbone")
-    parser.add_argument("--output", help="JSON file for the figures")
-    args = parser.parse_args()
+def measure(args: argparse.Namespace) -> tuple[ArmtForCausalLM, list[dict]]:
+    """The model, and the rows of the table."""
     device = torch.device(args.device)
     sizes = dict(n_layer=args.layers, n_embd=args.width, n_head=args.width // 64, attn_pdrop=0.0)
     model = ArmtForCausalLM.from_backbone(GPT2Config(**sizes), segment_size=args.segment_size).to(device).train()
@@ -61,11 +53,26 @@ def main() -> None:
     cases = [(True, args.segments, False), (True, args.segments, True), (False, args.keep_all, False)]
     for replay, segments, dense in cases:
         model.config.segment_checkpointing = replay
-        with freed_memory_returned(), PeakMemory(device) as memory:
+        with PeakMemory(device) as memory:
             seconds = step(model, optimizer, segments, dense)
         tokens = segments * args.segment_size
         rows.append({"replay": replay, "segments": segments, "labels": "all" if dense else "answer",
                      "peak_gb": memory.bytes / GB, "tokens_per_second": tokens / seconds})  # fmt: skip
+    return model, rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--segments", type=int, default=32, help="segments with replay")
+    parser.add_argument("--keep_all", type=int, default=4, help="segments of the step that keeps all activations")
+    parser.add_argument("--segment_size", type=int, default=512, help="text tokens of a segment")
+    parser.add_argument("--layers", type=int, default=12, help="layers of the backbone")
+    parser.add_argument("--width", type=int, default=768, help="width of the backbone")
+    parser.add_argument("--output", help="JSON file for the figures")
+    args = parser.parse_args()
+    with freed_memory_returned():
+        model, rows = measure(args)
     held = sum(p.nbytes for p in model.parameters()) * 4 / GB
     state = sum(tensor.nbytes for tensor in model.empty_state(1).unbind()) / GB
     print(f"{model.num_parameters():,} parameters: {held:.2f} GB with gradients and AdamW; state {state * 1e3:.1f} MB")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 SEGMENT = ["--segment_size=16", "--num_mem_tokens=4"]
@@ -17,6 +18,7 @@ import flops  # noqa: E402
 import generate  # noqa: E402
 import long_context  # noqa: E402
 import machine  # noqa: E402
+import sizes  # noqa: E402
 import stream  # noqa: E402
 import train_step  # noqa: E402
 
@@ -62,6 +64,19 @@ def test_flops_of_other_models(run, words):
 def test_a_model_that_is_not_there_is_named():
     with pytest.raises(UserError, match="no size 'huge'"):
         flops.main(["--size=huge"])
+
+
+def test_a_way_to_run_is_named_by_its_executor():
+    model = sizes.make_model(sizes.model_config("tiny", 16, 4), "cpu", torch.float32)
+    for name, expected in {
+        "diagonal": ("diagonal", False, False),
+        "sequential+compile": ("sequential", True, False),
+        "auto+compile+replay": ("auto", True, True),
+    }.items():
+        sizes.choose(model, sizes.check_way(name))
+        assert (model.config.executor, model.compiles, model.config.segment_checkpointing) == expected
+    with pytest.raises(UserError, match="no 'wavefront'"):
+        train_step.main(["--executors", "wavefront"])
 
 
 def peak_here(args, size, segments, step):
