@@ -17,6 +17,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export CORPORA="${CORPORA:-corpora}"
 
 prepare=(python -m lm_experiments_tools.data.language_modeling prepare)
-"${prepare[@]}" --input "${train[@]}" --vocab_size "${VOCAB_SIZE:-1024}" --output "$CORPORA/small-train"
+"${prepare[@]}" --input "${train[@]}" --vocab_size "${VOCAB_SIZE:-259}" --output "$CORPORA/small-train"
 "${prepare[@]}" --input "$test" --tokenizer "$CORPORA/small-train/tokenizer" --output "$CORPORA/small-test"
 exec bash scripts/pretraining/compare.sh "${CONFIG:-configs/pretraining/small.yaml}" "$@"
