@@ -82,6 +82,9 @@ class Ceiling:
 
     def __init__(self, args: MachineArgs):
         self.args, self.device, self.dtype = args, args.device, args.torch_dtype
+        side = SIDE[self.device]
+        self.factor = torch.randn(side, side, device=self.device, dtype=self.dtype)
+        self.product = torch.zeros_like(self.factor)  # both stay, so that samples leave resident memory as it is
         self.product_seconds: list[float] = []
         self.copy_seconds: list[float] = []
         self.sample()
@@ -89,13 +92,13 @@ class Ceiling:
         self.sample()
 
     def sample(self, repeats: int = 3) -> None:
-        side, size = SIDE[self.device], COPIED[self.device]
-        a = torch.randn(side, side, device=self.device, dtype=self.dtype)
-        product = torch.zeros_like(a)
-        self.product_seconds += [self._timed(lambda: torch.mm(a, a, out=product)) for _ in range(repeats)]
-        source = torch.ones(size, dtype=torch.int8, device=self.device)
+        self.product_seconds += [self._timed(self._multiply) for _ in range(repeats)]
+        source = torch.ones(COPIED[self.device], dtype=torch.int8, device=self.device)
         target = source.clone()  # its pages are there
         self.copy_seconds += [self._timed(lambda: target.copy_(source)) for _ in range(repeats)]
+
+    def _multiply(self) -> None:
+        torch.mm(self.factor, self.factor, out=self.product)
 
     def _timed(self, function: Callable[[], Any]) -> float:
         if self.device == "cuda":

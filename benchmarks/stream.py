@@ -9,9 +9,10 @@ memory of the process on a CPU, what tensors take on a GPU. No tenth should take
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
-from machine import Ceiling, MachineArgs, finish, freed_memory_returned, require_tests
+from machine import Ceiling, MachineArgs, finish, require_tests
 from sizes import check_way, choose, make_model, model_config
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -24,6 +25,7 @@ from modeling_armt.flops import FlopCount
 from modeling_armt.reading import SEGMENTS_AT_ONCE
 
 TENTHS = 10
+WARM_UP = 4  # pieces that are read before: what the allocator keeps is there
 FLAT = 1.02  # memory of any tenth over that of the first
 TESTS = ("tests/test_memory_state.py", "tests/test_diagonal.py", "-k", "reading or not_held or float32")
 
@@ -67,11 +69,10 @@ def measure(args: StreamArgs, ceiling: Ceiling) -> list[dict]:
     model = make_model(config, args.device, args.torch_dtype)
     choose(model, args.executor)
     needed = FlopCount(model).sequence(args.tenth, seen=True).total * args.batch_size
-    state, rows = model.read(next(text(args, config.vocab_size, TENTHS))), []  # warms up
+    state, rows = model.read(islice(text(args, config.vocab_size, TENTHS), WARM_UP)), []
     before = int(state.segments_seen[0])
     for number in tqdm(range(TENTHS), desc="tenths", leave=False, disable=None):
-        with freed_memory_returned():
-            ceiling.sample(repeats=1)
+        ceiling.sample(repeats=1)
 
         def read(number: int = number) -> None:
             nonlocal state
