@@ -67,7 +67,6 @@ class BabilongDataset(torch.utils.data.Dataset):
         task_end_pct: float = 1.0,
         vary_up_to_n_facts: int | None = None,
         long_samples: LongSamples = "error",
-        earlier_questions: bool = False,
     ):
         """Tokenise the questions.
 
@@ -79,7 +78,6 @@ class BabilongDataset(torch.utils.data.Dataset):
                 so that at most this many are left; None: whole stories.
             long_samples: what becomes of a question whose facts are longer than the longest context: an error, it is
                 left out, or it loses its earliest facts.
-            earlier_questions: samples ask and answer the story's earlier questions too, where the story has them.
 
         Raises:
             UserError: facts do not fit, no question is left, or the background is too short.
@@ -100,7 +98,6 @@ class BabilongDataset(torch.utils.data.Dataset):
         generate, end = encode("GEN"), np.array([tokenizer.eos_token_id], dtype=np.int32)
         self.prompts = [np.concatenate((encode(f" {question.question}"), generate)) for question in self.questions]
         self.answers = [np.concatenate((encode(f" {question.answer}"), end)) for question in self.questions]
-        self.earlier = self._earlier_questions() if earlier_questions else None
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -119,24 +116,20 @@ class BabilongDataset(torch.utils.data.Dataset):
     def sample(self, epoch: int, index: int) -> dict[str, np.ndarray]:
         """One sample: `input_ids` (N,) int32 and `labels` (N,) int64, -100 before the answer."""
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch, index))))
-        tokens = np.concatenate((*self._context(index, rng), self._asked(index)))
-        target = tokens < 0
-        input_ids = np.where(target, ~tokens, tokens)
-        return {"input_ids": input_ids, "labels": np.where(target, input_ids, IGNORED).astype(np.int64)}
-
-    def _asked(self, index: int) -> np.ndarray:
-        """A question with its answer; tokens to predict are complements of their ids, so negative."""
-        return np.concatenate((self.prompts[index], ~self.answers[index]))
+        context = self._context(index, rng)
+        answer = self.answers[index]
+        input_ids = np.concatenate((*context, self.prompts[index], answer))
+        labels = np.full(len(input_ids), IGNORED, dtype=np.int64)
+        labels[-len(answer) :] = answer
+        return {"input_ids": input_ids, "labels": labels}
 
     def _context(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
-        start = int(rng.integers(*self.first_facts[index], endpoint=True))
-        facts = self.facts[index][start:]
+        facts = self.facts[index][rng.integers(*self.first_facts[index], endpoint=True) :]
         if self.background is None:
-            return self._ask_earlier(index, facts, start, room=np.inf)
+            return facts
         facts_size = sum(map(len, facts))
         size = self.lengths.draw(facts_size, rng)
-        facts = self._ask_earlier(index, facts, start, room=size - facts_size)
-        text, borders = self.background.draw(size - sum(map(len, facts)), rng)
+        text, borders = self.background.draw(size - facts_size, rng)
         low, high = np.searchsorted(borders, (self.start_pct * len(text), self.end_pct * len(text)))
         high = max(int(high), int(low) + 1) if self.end_pct < 1 else len(borders)
         places = borders[np.sort(rng.integers(min(int(low), len(borders) - 1), high, size=len(facts)))]
@@ -145,29 +138,6 @@ class BabilongDataset(torch.utils.data.Dataset):
             pieces += (text[start:place], fact)
             start = place
         return [*pieces, text[start:]]
-
-    def _earlier_questions(self) -> list[tuple[int, ...]]:
-        """For every question the earlier ones of its story, by index."""
-        earlier: list[tuple[int, ...]] = []
-        for index, question in enumerate(self.questions):
-            same = index and self.questions[index - 1].story == question.story
-            earlier.append((*earlier[-1], index - 1) if same else ())
-        return earlier
-
-    def _ask_earlier(self, index: int, facts: list[np.ndarray], start: int, room: float) -> list[np.ndarray]:
-        """Put earlier questions behind the facts that they follow, the latest first, while `room` tokens last.
-
-        A question whose supporting facts do not all stand behind `start` is left out.
-        """
-        facts = list(facts)
-        for number in reversed(self.earlier[index]) if self.earlier else ():
-            asked, last = self._asked(number), len(self.questions[number].facts) - 1 - start
-            room -= len(asked)
-            if room < 0:
-                break
-            if min(self.questions[number].supporting, default=0) >= start:
-                facts[last] = np.concatenate((facts[last], asked))
-        return facts
 
 
 def _first_facts(question: Question, up_to: int | None) -> tuple[int, int]:

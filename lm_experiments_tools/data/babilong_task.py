@@ -53,9 +53,6 @@ class BabilongArgs:
         False,
         "start each training story at a random fact; longer stories are then shortened to max_n_facts, not left out",
     )
-    earlier_questions: bool = option(
-        False, "training samples also ask and answer the earlier questions of their story, where they fit"
-    )
     long_samples: LongSamples = option(
         "error",
         "questions whose facts exceed the context: error; skip: leave them out, at each length its own; truncate: drop "
@@ -121,8 +118,7 @@ class BabilongTask:
         lengths = self._lengths()
         longest = max(len(question.facts) for question in questions)
         vary = (args.max_n_facts or longest) if args.vary_n_facts else None
-        earlier = args.earlier_questions
-        self.train = self._dataset(train, train_text, lengths, 0, vary, earlier) if needs_train else None
+        self.train = self._dataset(train, train_text, lengths, 0, vary) if needs_train else None
         if args.valid_n_segments:
             lengths = Lengths(self._context_size(args.valid_n_segments))
         self.valid = self._dataset(valid, test_text, replace(lengths, mixed_length_ratio=0.0), VALID)
@@ -165,12 +161,10 @@ class BabilongTask:
         pad = self.tokenizer.pad_token_id
         return collate(samples, self.tokenizer.eos_token_id if pad is None else pad)
 
-    def _dataset(
-        self, questions, text, lengths: Lengths, stream: int, vary: int | None = None, earlier: bool = False
-    ) -> BabilongDataset:
+    def _dataset(self, questions, text, lengths: Lengths, stream: int, vary: int | None = None) -> BabilongDataset:
         args, seed = self.args, 3 * self.seed + stream
-        options = args.task_start_pct, args.task_end_pct, vary, args.long_samples, earlier
-        return BabilongDataset(questions, self.tokenizer, text, lengths, seed, *options)
+        places = args.task_start_pct, args.task_end_pct
+        return BabilongDataset(questions, self.tokenizer, text, lengths, seed, *places, vary, args.long_samples)
 
     def _context_size(self, segments: int) -> int:
         """Tokens of a context that fills `segments` segments with its question and answer."""
