@@ -3,7 +3,8 @@ length.
 
     python -m lm_experiments_tools.data.language_modeling prepare --input ~/data/books --output corpora/books
     python run_pretraining.py --corpora corpora/books --model_cfg configs/models/llama-2x128.json --segment_size 64 \
-        --max_n_segments 8 --lr 1e-3 --batch_size 16 --iters 1000 --model_path runs/books
+        --max_n_segments 8 --lr 1e-3 --batch_size 16 --iters 1000 --valid_interval 100 --save_best \
+        --model_path runs/books
 
 Continues by itself after a kill; run again when done, it only prints the result.
 """

@@ -187,7 +187,7 @@ def draw(args: LongArgs, rows: list[dict], where: str) -> None:
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
-        panel.set(title=size, xlabel="tokens", ylabel="seconds")
+        panel.set(title=size, xlabel="tokens, log scale", ylabel="seconds, log scale")
         panel.grid(color="0.87", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
@@ -203,7 +203,8 @@ def main(argv: list[str] | None = None) -> None:
         found, apart[size] = measure(args, size, memory[size], ceiling)
         rows += found
     show(args, rows, ceiling)
-    where = f"{torch.get_num_threads()} CPU threads" if args.on_cpu else torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    where = f"{threads} CPU thread{'s' * (threads > 1)}" if args.on_cpu else torch.cuda.get_device_name()
     if args.picture:
         draw(args, rows, f"{args.dtype}, {where}")
     finish(args, ceiling, rows=rows, logits_differ_by=apart)

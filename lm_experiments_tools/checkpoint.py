@@ -153,7 +153,8 @@ def link_best(run: Path, folder: Path | None) -> None:
 
 
 def weights_folder(name: str | Path) -> Path:
-    """Where the weights of a run, a checkpoint or a saved model are: `NAME/best` if there is one, else NAME.
+    """Where the weights of a run, a checkpoint or a saved model are: NAME/best, else a run's newest whole checkpoint,
+    else NAME itself.
 
     Raises:
         UserError: no such folder.
@@ -161,7 +162,9 @@ def weights_folder(name: str | Path) -> Path:
     folder = Path(name)
     if not folder.is_dir():
         raise UserError(f"no checkpoint folder {folder}")
-    return folder / "best" if (folder / "best").is_dir() else folder
+    if (folder / "best").is_dir():
+        return folder / "best"
+    return next((step for step in reversed(step_folders(folder)) if problem_of(step) is None), folder)
 
 
 def whole_weights(model: nn.Module, keep: bool, copy: bool = False) -> Tensors:

@@ -24,6 +24,7 @@ from lm_experiments_tools.data.associative_retrieval import (
 from lm_experiments_tools.distributed import make_engine
 from lm_experiments_tools.errors import UserError
 from lm_experiments_tools.sampling import KeyedDataset, TrainSampler
+from modeling_armt import ArmtForCausalLM
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("remember", "rewrite")
@@ -222,6 +223,22 @@ def test_the_papers_recipe_has_its_pairs_keys_and_updates(monkeypatch):
         assert options["batch_size"] * options["gradient_accumulation_steps"] == 512 and options["d_mem"] == 32
         assert options["num_warmup_steps"] == options["iters"] // 10
         assert options["num_training_steps"] == 2 * options["iters"]
+
+
+@pytest.mark.parametrize("layers", [2, 4])
+def test_the_baselines_have_a_state_of_the_size_of_armts(layers):
+    """Of two layers the script gives the upper one alone a memory. In its place the tails of convolutions are small."""
+    folder = ROOT / "configs" / "models"
+    backbone = LlamaConfig.from_pretrained(folder / f"llama-{layers}x128.json")
+    memory = [1] if layers == 2 else None
+    model = ArmtForCausalLM.from_backbone(backbone, segment_size=5, num_mem_tokens=1, d_mem=32, memory_layers=memory)
+    numbers = model(torch.zeros(1, 5, dtype=torch.long)).memory_state.nbytes / 4
+    mamba, delta = (
+        json.loads((folder / f"{name}-{layers}x128.json").read_text()) for name in ("mamba2", "gated-deltanet")
+    )
+    assert layers * mamba["num_heads"] * mamba["head_dim"] * mamba["state_size"] == pytest.approx(numbers, rel=0.01)
+    of_head = delta["linear_key_head_dim"] * delta["linear_value_head_dim"]
+    assert layers * delta["linear_num_value_heads"] * of_head == pytest.approx(numbers, rel=0.01)
 
 
 SHORT = """

@@ -123,8 +123,11 @@ def test_bad_input_is_named_before_anything_is_written(shared, tmp_path):
     assert "the weight 'x' is not a number" in refusal(shared, run, corpora=f"{corpora / 'train'}=x")
     assert "a weight, or none" in refusal(shared, run, corpora=[f"{corpora / 'train'}=1", corpora / "short"])
     prepare(shared / "train", tmp_path / "other", vocab_size=270)
-    assert "was tokenised by another tokenizer" in refusal(shared, run, corpora=tmp_path / "other")
-    assert "was tokenised by another tokenizer" in refusal(shared, run, tokenizer=tmp_path / "other" / "tokenizer")
+    words = tmp_path / "other" / "tokenizer"
+    other = refusal(shared, run, corpora=tmp_path / "other")
+    assert other.startswith(f"{corpora / 'test'} was tokenised by another tokenizer than {words}: prepare it again")
+    assert other.endswith(f"--tokenizer {words}")
+    assert refusal(shared, run, tokenizer=words).endswith("or leave tokenizer out to take that of the first of corpora")
     prepare(shared / "test" / "7.txt" if (shared / "test" / "7.txt").exists() else shared / "test" / "0.txt",
             tmp_path / "one", tokenizer=str(shared / "tokenizer"))  # fmt: skip
     assert "give --valid_corpora" in refusal(shared, run, corpora=tmp_path / "one", valid_corpora=None)
@@ -270,6 +273,10 @@ def test_the_command_compares_models_and_names_bad_input(shared, tmp_path):
     assert all(result.nats.shape == (6, 5) and result.trained_segments == 4 for result in compared.results)
     page = (tmp_path / "out" / "index.md").read_text()
     assert "6 windows of 5 segments of 16 tokens" in page and page.count("| armt |") == 4  # three parts, and a heading
+    bits, perplexity = page.splitlines()[-1].split("|")[2].split("/")
+    last, nats = slice(4, 5), compared.results[0].nats[:, 4].mean() / 16
+    assert float(bits) == pytest.approx(compared.bits(compared.results[0], last).mean, abs=1e-4)
+    assert float(perplexity) == pytest.approx(math.exp(nats), abs=0.01)
     assert len((tmp_path / "out" / "losses.csv").read_text().splitlines()) == 1 + 4 * 5
     assert (tmp_path / "out" / "loss.png").stat().st_size > 10_000
 

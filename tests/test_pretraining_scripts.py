@@ -65,3 +65,39 @@ def test_the_wikitext_script_makes_documents_of_lines(shared, tmp_path):
     corpus = Corpus(tmp_path / "corpora" / "wikitext103-train")
     assert len(corpus) == 4 and corpus.bytes.max() > 500  # the empty line before the first title is the fourth
     assert (tmp_path / "runs" / "losses" / "loss.png").exists()
+
+
+def splits(folder, shared, rows=False):
+    """Books in a folder for each split, as the original PG-19 has them, or as rows."""
+    import datasets
+
+    for split, name in (("train", "train"), ("validation", "test"), ("test", "test")):
+        texts = [path.read_text() for path in sorted((shared / name).iterdir())]
+        (folder / split).mkdir(parents=True)
+        if rows:
+            datasets.Dataset.from_dict({"text": texts}).to_parquet(str(folder / split / "0000.parquet"))
+        for number, content in enumerate([] if rows else texts):
+            (folder / split / f"{number}.txt").write_text(content)
+    return folder
+
+
+def test_the_pg19_script_keeps_the_splits_of_a_local_copy_apart(shared, tmp_path):
+    done = run_script(
+        "pg19.sh", tmp_path / "runs", *SHORT, "--from_pretrained", shared / "gpt2", CORPORA=tmp_path / "corpora",
+        PG19=splits(tmp_path / "pg19", shared), TOKENIZER=shared / "tokenizer", SEGMENTS=3, MODELS="none",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    sizes = {split: len(Corpus(tmp_path / "corpora" / f"pg19-{split}")) for split in ("train", "validation", "test")}
+    assert sizes == {"train": 6, "validation": 2, "test": 2}
+    assert "| none |" in (tmp_path / "runs" / "losses" / "index.md").read_text()
+
+
+def test_the_llama_script_trains_lora_beside_the_memory(shared, tmp_path):
+    done = run_script(
+        "llama_lora.sh", tmp_path / "runs", *SHORT, CORPORA=tmp_path / "corpora",
+        PG19=splits(tmp_path / "pg19", shared, rows=True), BACKBONE=shared / "llama-weights", SEGMENTS=3,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(Corpus(tmp_path / "corpora" / "pg19-llama-weights-train")) == 6
+    assert (tmp_path / "runs" / "armt" / "adapter" / "adapter_model.safetensors").exists()
+    assert "armt, memory other" in (tmp_path / "runs" / "losses" / "index.md").read_text()

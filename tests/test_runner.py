@@ -72,6 +72,17 @@ def test_validate_only_scores_a_checkpoint_without_training(shared, tmp_path):
     assert scored["valid"] == trained["valid"] and scored["test"] == trained["test"] and scored["update"] == 0
 
 
+def test_a_run_without_a_best_checkpoint_is_its_newest_whole_one(shared, tmp_path):
+    run, scored = tmp_path / "a", {}
+    trained = runner.main(options(shared, run, save_best=False))
+    steps = sorted((run / "checkpoints").iterdir())
+    for number in (1, 2):
+        scored[number] = runner.main(options(shared, tmp_path / f"b{number}", model_cpt=run, validate_only=True))
+        (steps[-1] / "model.safetensors").write_bytes(b"cut")
+    assert not (run / "best").exists() and len(steps) > 1
+    assert scored[1]["test"] == trained["test"] and scored[2]["valid"] != scored[1]["valid"]
+
+
 def test_validate_only_without_anything_to_validate_is_refused(shared, tmp_path):
     with pytest.raises(UserError, match="no checkpoint in .* give --model_cpt"):
         runner.main(options(shared, tmp_path, validate_only=True))

@@ -45,6 +45,8 @@ def llama(**options):
     return LlamaConfig(**dict(vocab_size=TOKENS, max_position_embeddings=256) | sizes | options)
 
 
-def prepare(source, output, **options):
-    options = dict(input=[str(source)], output=str(output), processes=1) | options
+def prepare(*paths, **options):
+    """Inputs, and behind them the folder of the corpus."""
+    *inputs, output = map(str, paths)
+    options = dict(input=inputs, output=output, processes=1) | options
     return language_modeling.prepare(language_modeling.PrepareArgs(**options))

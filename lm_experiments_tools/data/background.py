@@ -21,7 +21,7 @@ from . import embedded_text
 from .cache import default_cache_dir, digest, file_digest
 from .rows import load_rows, read_text, require_column, text_files
 
-FORMAT = "background-1"  # part of every cache name: change it when the sentences or the file layout change
+FORMAT = "background-2"  # part of every cache name: change it when the sentences or the file layout change
 MIN_SENTENCE_TOKENS = 10  # as in the published benchmark: shorter ones are mostly headings and exclamations
 EMBEDDED_SENTENCES = 40_000  # about 700,000 tokens
 BATCH_SENTENCES = 10_000
@@ -59,11 +59,12 @@ def find_source(names: Sequence[str] | None, split: str | None = None) -> Source
         identity = f"embedded {EMBEDDED_SENTENCES} {file_digest(Path(embedded_text.__file__))}"
         return Source("embedded sentences", identity, _embedded)
     paths = [Path(name).expanduser() for name in names]
-    files = [file for path in paths for file in text_files(path)]
-    if files:
+    found = [text_files(path) for path in paths]
+    files = sum(found, [])
+    if all(found):
         return Source(" ".join(names), digest(file_digest(file) for file in files), lambda: map(read_text, files))
     if len(names) > 1:
-        missing = next((path for path in paths if not path.exists()), paths[0])
+        missing = next(path for path, texts in zip(paths, found) if not texts)
         raise UserError(f"no text in {missing}: give files or folders of .txt, or one dataset")
     return _hugging_face_source(names[0], split or "train")
 
@@ -183,7 +184,8 @@ def _write(path: Path, source: Source, tokenizer: PreTrainedTokenizerBase) -> No
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         progress = tqdm(desc=f"tokenising {source.name}", unit=" sentences", leave=False)
         for batch in _batches(sentence for text in source.texts() for sentence in split_sentences(text)):
-            ids = tokenizer([f" {sentence}" for sentence in batch], add_special_tokens=False)["input_ids"]
+            texts = [f" {sentence}" for sentence in batch]  # split: the GEN of GENERAL is three letters
+            ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             ids = [row for row in ids if len(row) >= MIN_SENTENCE_TOKENS]
             if ids:
                 writer.write_batch(pa.record_batch([pa.array(ids, type=schema.field(0).type)], schema=schema))

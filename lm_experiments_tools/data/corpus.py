@@ -8,6 +8,7 @@
     CORPUS/shards/00000.json          the shard's part of the manifest; written last of the shard
 
 A document is what the tokenizer makes of its text, with its special tokens if any, and an end-of-text token behind it.
+What spells a special token in the text is text.
 """
 
 import json
@@ -43,7 +44,8 @@ def write_shard(folder: Path, number: int, texts: list[str], tokenizer: PreTrain
     parts = [np.empty(0, token_type(tokenizer))]
     sizes = []
     for batch in _batches(written):
-        for ids in tokenizer(batch, verbose=False)["input_ids"]:  # verbose: it warns of texts longer than its model
+        # split: `<eos>` in a text is five letters. verbose: it warns of texts longer than its model
+        for ids in tokenizer(batch, split_special_tokens=True, verbose=False)["input_ids"]:
             if not ids or ids[-1] != tokenizer.eos_token_id:
                 ids.append(tokenizer.eos_token_id)
             parts.append(np.array(ids, parts[0].dtype))
@@ -194,12 +196,16 @@ class Corpus:
         return load_tokenizer(str(self.folder / TOKENIZER))
 
 
-def check_vocabulary(corpora: Iterable[Corpus], tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise `UserError` for the first corpus whose tokens mean something else to this tokenizer, called `name`."""
-    vocabulary = vocabulary_digest(tokenizer)
+def check_vocabulary(corpora: Iterable[Corpus], tokenizer: PreTrainedTokenizerBase, or_else: str = "") -> None:
+    """Raise `UserError` for the first corpus whose tokens mean something else to this tokenizer.
+
+    Args:
+        or_else: what may be done in place of preparing the corpus again.
+    """
+    vocabulary, name = vocabulary_digest(tokenizer), tokenizer.name_or_path
     for corpus in corpora:
         if corpus.vocabulary != vocabulary:
             raise UserError(
-                f"{corpus.folder} was tokenised by another tokenizer than {name}: prepare it again with --tokenizer "
-                f"{name}, or leave tokenizer out to take its own, {corpus.folder / TOKENIZER}"
+                f"{corpus.folder} was tokenised by another tokenizer than {name}: prepare it again with "
+                f"--tokenizer {name}{or_else}"
             )

@@ -9,7 +9,9 @@ from pathlib import Path
 from ..errors import UserError
 from .background import Source
 from .cache import digest, file_digest
-from .rows import load_rows, read_text, require_column, text_files
+from .rows import data_files, load_rows, read_column, read_text, require_column, text_files
+
+TABLES = (".parquet", ".arrow", ".jsonl")  # a .json beside text is more likely to tell of it
 
 
 def find_documents(
@@ -24,32 +26,57 @@ def find_documents(
 
     Args:
         names: files or folders of plain text; or a file or folder of Arrow, Parquet or JSON lines, or a hub name.
-        split, config, column, streaming: of a dataset, see `rows.load_rows`.
+        split: folders and files may be named after it. config, column, streaming: of a dataset, see `rows.load_rows`.
         document_start: rows are lines, and one that this regular expression is found in begins a document.
 
     Raises:
-        UserError: nothing is found under a name, no such column, or no regular expression.
+        UserError: nothing is found under a name, text and a dataset are mixed, no such split or column, or no regular
+            expression.
     """
-    files = [file for name in names for file in text_files(Path(name).expanduser())]
+    found = [text_files(Path(name).expanduser(), split) for name in names]
+    _refuse_mixed(names, found)
+    files = sum(found, [])
     if files:
-        identity = digest(f"{file.name} {file_digest(file)}" for file in files)
-        return Source(" ".join(names), identity, lambda: map(read_text, files))
-    if len(names) > 1:
-        raise UserError(f"no .txt file in any of {', '.join(names)}: give files or folders of text, or one dataset")
+        return Source(" ".join(names), _digest_of(files), lambda: map(read_text, files))
     try:
         start = re.compile(document_start) if document_start else None
     except re.error as error:
         raise UserError(f"document_start {document_start!r} is no regular expression ({error})") from error
     data = load_rows(names[0], split, config, streaming)
     require_column(data, names[0], column)
-    content = names[0] if streaming else data._fingerprint
+    if streaming:
+        local = data_files(Path(names[0]).expanduser(), split, config)
+        content = _digest_of(local) if local else names[0]
+    else:
+        content = data._fingerprint
     identity = [content, split, config or "", column, document_start or ""]
 
     def texts() -> Iterable[str]:
-        rows = (row[column] or "" for row in data.select_columns([column]))
+        rows = read_column(data, names[0], column)
         return rows if start is None else _joined(rows, start)
 
     return Source(f"{names[0]} {split}", digest(identity), texts)
+
+
+def _refuse_mixed(names: Sequence[str], found: Sequence[list[Path]]) -> None:
+    """Raise `UserError` where some of what was named would be left out without a word.
+
+    Args:
+        found: files of text behind each name.
+    """
+    for name, files in zip(names, found):
+        if not files and len(names) > 1:
+            raise UserError(f"no .txt file in {name}: give files or folders of text, or one dataset alone")
+        folder = Path(name).expanduser()
+        rows = next((file for suffix in TABLES for file in folder.rglob(f"*{suffix}")), None) if files else None
+        if rows:
+            raise UserError(
+                f"{name} has text, {files[0].name}, and rows, {rows.name}: give the files of one kind alone"
+            )
+
+
+def _digest_of(files: Iterable[Path]) -> str:
+    return digest(f"{file.name} {file_digest(file)}" for file in files)
 
 
 def _joined(lines: Iterable[str], start: re.Pattern) -> Iterator[str]:

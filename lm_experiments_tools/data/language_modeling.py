@@ -48,7 +48,7 @@ class PrepareArgs:
         None, "text files or folders of them, a file a document; or Arrow, Parquet or JSON lines; or a hub name"
     )
     output: str | None = option(None, "folder of the corpus")
-    split: str = option("train", "split of a dataset")
+    split: str = option("train", "split of a dataset, or of a folder with names like train/ and test.txt")
     config_name: str | None = option(None, "configuration of a hub dataset")
     column: str = option("text", "column of a dataset that holds the text")
     streaming: bool = option(False, "read a dataset as it comes, without a copy in the cache of `datasets`")
@@ -79,8 +79,7 @@ def prepare(args: PrepareArgs) -> dict[str, Any]:
     folder = Path(args.output)
     source = find_documents(args.input, args.split, args.config_name, args.column, args.streaming, args.document_start)
     with locked(folder, SingleEngine()):
-        _keep_tokenizer(folder, args, source)
-        _check_plan(folder, args, source)
+        _begin(folder, args, source)
         found = _whole_shards(folder)
         if (folder / corpus.MANIFEST).exists():
             manifest = corpus.read_manifest(folder)
@@ -93,44 +92,57 @@ def prepare(args: PrepareArgs) -> dict[str, Any]:
         return corpus.write_manifest(folder, shards, source.name)
 
 
-def _keep_tokenizer(folder: Path, args: PrepareArgs, source: Source) -> None:
-    """Leave the tokenizer in the corpus; one that was trained by an earlier call stays."""
-    kept = folder / corpus.TOKENIZER
-    if kept.exists():
-        return
-    if args.tokenizer:
-        words = tokenizer.load_tokenizer(args.tokenizer)
-    else:
-        texts = tokenizer.sample_texts(islice(source.texts(), args.max_documents), TOKENIZER_TEXT)
-        words = tokenizer.train_tokenizer(texts, f"{source.identity} {args.max_documents}", args.vocab_size)
-    temporary = kept.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    words.save_pretrained(temporary)
-    temporary.rename(kept)
+def _begin(folder: Path, args: PrepareArgs, source: Source) -> None:
+    """Write what the corpus is made from, and its tokenizer; a tokenizer that was trained by an earlier call stays.
 
-
-def _check_plan(folder: Path, args: PrepareArgs, source: Source) -> None:
-    """Write what the corpus is made from; raise `UserError` where an earlier call wrote something else."""
+    Raises:
+        UserError: an earlier call made documents from something else.
+    """
     plan = {
         "format": corpus.FORMAT, "split": args.split, "config_name": args.config_name, "column": args.column,
         "document_start": args.document_start, "max_documents": args.max_documents, "tokenizer": args.tokenizer,
         "vocab_size": None if args.tokenizer else args.vocab_size, "shard_mb": args.shard_mb,
         "digest of the text": source.identity,
     }  # fmt: skip
-    path = folder / corpus.PLAN
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else plan
+    path, kept = folder / corpus.PLAN, folder / corpus.TOKENIZER
+    before = _read_json(path) or {}
     differing = [f"{n} {before.get(n)!r}, now {value!r}" for n, value in plan.items() if before.get(n) != value]
     if differing:
-        raise UserError(f"{folder} was begun with {'; '.join(differing)}: give another --output, or remove it")
+        shards = [_read_json(shard) for shard in (folder / corpus.SHARDS).glob("*.json")]
+        if not all(shard and shard["documents"] == 0 for shard in shards):
+            raise UserError(f"{folder} was begun with {'; '.join(differing)}: give another --output, or remove it")
+        for path_made in (folder / corpus.SHARDS, kept):  # a call that failed before its first document binds nobody
+            shutil.rmtree(path_made, ignore_errors=True)
+    words = None if kept.exists() else _make_tokenizer(args, source)
     write_json(path, plan)
+    if words:
+        temporary = kept.with_suffix(".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        words.save_pretrained(temporary)
+        temporary.rename(kept)
+
+
+def _make_tokenizer(args: PrepareArgs, source: Source) -> PreTrainedTokenizerBase:
+    if args.tokenizer:
+        return tokenizer.load_tokenizer(args.tokenizer)
+    texts = tokenizer.sample_texts(islice(source.texts(), args.max_documents), TOKENIZER_TEXT)
+    return tokenizer.train_tokenizer(texts, f"{source.identity} {args.max_documents}", args.vocab_size)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """None where there is none, or a cut one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _whole_shards(folder: Path) -> dict[int, Shard]:
     """Shards of an earlier call, by their number; damaged ones are made again, with a warning."""
     found = {}
     for path in sorted((folder / corpus.SHARDS).glob("*.json")):
-        shard = json.loads(path.read_text(encoding="utf-8"))
-        problem = corpus.problem_of(folder, shard)
+        shard = _read_json(path)
+        problem = corpus.problem_of(folder, shard) if shard else f"{path} is damaged"
         if problem is None:
             found[int(shard["name"])] = shard
         else:

@@ -75,7 +75,8 @@ class LanguageModelingTask:
                 for names in (args.valid_corpora, args.test_corpora)
             )
         self.tokenizer = tokenizer.load_tokenizer(args.tokenizer) if args.tokenizer else train[0].tokenizer()
-        check_vocabulary([*train, *valid, *test], self.tokenizer, args.tokenizer or str(train[0].folder))
+        or_else = ", or leave tokenizer out to take that of the first of corpora" if args.tokenizer else ""
+        check_vocabulary([*train, *valid, *test], self.tokenizer, or_else)
         if not valid:
             train, valid = map(list, zip(*map(hold_out, train)))
         test = test or valid

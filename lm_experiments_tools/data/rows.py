@@ -1,6 +1,7 @@
 """Rows of datasets: local files of Arrow, Parquet or JSON lines, a saved Hugging Face dataset, or one of the hub."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,19 @@ KINDS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".json": "j
 SPLITS = ("train", "validation", "valid", "dev", "test")  # what file names call them
 
 
-def text_files(path: Path) -> list[Path]:
-    """Plain text in a file or below a folder, in order of names; of a dataset none."""
+def text_files(path: Path, split: str | None = None) -> list[Path]:
+    """Plain text in a file or below a folder, in order of names; of a dataset none.
+
+    Args:
+        split: take only what folders (`train/`) or files (`train.txt`) of this name hold, if any is named after a
+            split; None: all.
+
+    Raises:
+        UserError: none is named after this split.
+    """
     if path.is_file() and path.suffix not in KINDS:
         return [path]
-    return sorted(path.rglob("*.txt")) if path.is_dir() else []
+    return _of_part(sorted(path.rglob("*.txt")), path, split) if path.is_dir() else []
 
 
 def read_text(path: Path) -> str:
@@ -43,7 +52,7 @@ def load_rows(name: str, split: str, config: str | None = None, streaming: bool 
     import datasets  # slow to import
 
     path = Path(name).expanduser()
-    files = _of_part(_of_part(_data_files(path), path, config), path, split)
+    files = data_files(path, split, config)
     try:
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             data = datasets.load_from_disk(str(path))
@@ -54,11 +63,11 @@ def load_rows(name: str, split: str, config: str | None = None, streaming: bool 
             data = datasets.load_dataset(name, split, split="train", streaming=streaming)
         else:
             data = datasets.load_dataset(name, config, split=split, streaming=streaming)
-    except (OSError, ValueError, IndexError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, IndexError, StopIteration, datasets.exceptions.DatasetsError) as error:
         _refuse_damaged(files)
         problem = (
             f"no text under {name!r} (split {split!r}): not a folder with .txt, .parquet, .arrow or .jsonl files and "
-            f"not a dataset that can be loaded ({str(error).splitlines()[0]})"
+            f"not a dataset that can be loaded ({_first_line(error)})"
         )
         if isinstance(error, ConnectionError):
             problem += (
@@ -75,30 +84,67 @@ def load_rows(name: str, split: str, config: str | None = None, streaming: bool 
 
 def require_column(data: Any, name: str, column: str) -> None:
     """Raise `UserError` unless the rows of dataset `name` have the column; the message lists those found."""
-    columns = data.column_names or list(next(iter(data), {}))  # of some streams they are not known before
+    columns = data.column_names or next((list(row) for row in _rows(data, name)), [])  # of some streams: not known
     if column not in columns:
         raise UserError(f"dataset {name!r} has no column {column!r}; its columns are {', '.join(columns)}")
 
 
-def _data_files(path: Path) -> list[Path]:
-    """The first kind of data file that there is below a folder."""
+def read_column(data: Any, name: str, column: str) -> Iterator[str]:
+    """Texts of a column of dataset `name`; of null an empty one.
+
+    Raises:
+        UserError: it holds something else than text, or a stream breaks off.
+    """
+    for row in _rows(data.select_columns([column]), name):
+        value = row[column]
+        if not isinstance(value, str | None):
+            raise UserError(f"dataset {name!r}: column {column!r} has no text but values like {value!r:.60}")
+        yield value or ""
+
+
+def _rows(data: Any, name: str) -> Iterator[dict[str, Any]]:
+    """Streams meet damaged files, and a hub that is gone, only here."""
+    import datasets
+
+    try:
+        yield from data
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"dataset {name!r} broke off ({_first_line(error)}): it is cut or damaged, or the hub is not reached any "
+            "more; whole, or reached again, it is read on by the same command"
+        ) from error
+
+
+def data_files(path: Path, split: str, config: str | None = None) -> list[Path]:
+    """The first kind of data file that there is below a folder, of one split and configuration; or the file itself.
+
+    Raises:
+        UserError: none is named after this split.
+    """
     if path.is_file():
         return [path]
     found = (sorted(path.rglob(f"*{suffix}")) for suffix in KINDS)
-    return next((files for files in found if files), [])
+    files = next((files for files in found if files), [])
+    return _of_part(_of_part(files, path, config), path, split)
 
 
 def _of_part(files: list[Path], folder: Path, part: str | None) -> list[Path]:
-    """Files that are named after a split or configuration; all, where none is named after any split."""
+    """Files that are named after a split or configuration; all, where none is named after any split.
+
+    Raises:
+        UserError: none is named after this split, but some after others, or it is not that of the training: all splits
+            would be the same.
+    """
 
     def names(file: Path) -> set[str]:
-        *folders, last = file.relative_to(folder).parts or ("",)
-        return {*folders, *re.split(r"[-_.]", last)}
+        *folders, last = file.relative_to(folder).parts
+        return {*folders, *(re.split(r"[-_.]", last) if file.suffix in KINDS else [file.stem])}
 
     named = [file for file in files if part in names(file)]
     known = {split for file in files for split in SPLITS if split in names(file)}
-    if part in SPLITS and known and not named:
-        raise UserError(f"no file in {folder} is named after the split {part!r}; there are {', '.join(sorted(known))}")
+    if part in SPLITS and files and not named and (known or part != SPLITS[0]):
+        others = f"there are {', '.join(sorted(known))}" if known else "nor after any other"
+        raise UserError(f"no file in {folder} is named after the split {part!r}; {others}")
     return named or files
 
 
@@ -109,5 +155,9 @@ def _refuse_damaged(files: list[Path]) -> None:
     for file in files:
         try:
             datasets.load_dataset(KINDS[file.suffix], data_files=str(file))
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise UserError(f"{file}: cut or damaged ({error.__cause__ or error})") from error
+        except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
+            raise UserError(f"{file}: empty, cut or damaged ({_first_line(error.__cause__ or error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

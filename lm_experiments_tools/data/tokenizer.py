@@ -22,7 +22,10 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer under {name_or_path!r} ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"no tokenizer under {name_or_path!r}: neither a folder that has one nor a name on a hub that can be "
+            f"reached ({str(error).splitlines()[0]})"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {name_or_path!r} has no eos_token; answers and documents end with one")
     return tokenizer

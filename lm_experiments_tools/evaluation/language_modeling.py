@@ -73,13 +73,13 @@ def evaluate(args: LossArgs) -> Comparison:
     named = [split_name(word) for word in args.models]
     corpora = [Corpus(name, verify=True) for name in args.data]
     tokenizer = corpora[0].tokenizer()
-    check_vocabulary(corpora, tokenizer, str(corpora[0].folder))
+    check_vocabulary(corpora, tokenizer)
     device, windows, results = SingleEngine().device, None, []
     size = args.segment_size or _segment_size(args, named)
     windows = Windows(corpora, args.segments, size, args.num_samples)
     for name, source in named:
         model, own = load_model(source, args.model_package)
-        check_vocabulary(corpora, own, source)
+        check_vocabulary(corpora, own)
         if getattr(model.config, "segment_size", size) != size:
             raise UserError(f"{name} has segments of {model.config.segment_size} tokens, not {size}: evaluate it alone")
         trained = trained_tokens(source)

@@ -35,7 +35,7 @@ def draw_by_length(metrics: Metrics, path: Path) -> None:
         return
     points = [Point(math.log2(number), loss, loss, loss) for number, loss in rows]
     chart = Chart(
-        "Loss of the same documents, cut to samples of so many segments", "segments of a sample", "loss, nats a token",
+        "Loss of documents that are cut into samples of so many segments", "segments of a sample", "loss, nats a token",
         ["test"], [(math.log2(number), str(number)) for number, _ in rows],
         lambda axes: _fit(axes, points, math.log2(metrics["trained_n_segments"])), y_max=1.0,
     )  # fmt: skip
@@ -129,9 +129,15 @@ def overall_rows(compared: Comparison) -> list[list[str]]:
 
 
 def segment_rows(compared: Comparison) -> list[list[str]]:
-    """For each segment, bits per byte of each model."""
+    """For each segment, bits per byte of each model, and behind it the perplexity."""
     return [
-        [str(index + 1), *(_number(compared.bits(result, one).mean, 4) for result in compared.results)]
+        [
+            str(index + 1),
+            *(
+                f"{_number(compared.bits(result, one).mean, 4)} / {_number(math.exp(compared.loss(result, one)), 2)}"
+                for result in compared.results
+            ),
+        ]
         for index, one in enumerate(_each(compared))
     ]
 
@@ -157,7 +163,7 @@ def as_markdown(compared: Comparison, title: str) -> str:
         f"# {title}\n\n{len(compared.num_bytes):,} windows of {compared.segments} segments of {compared.segment_size} "
         f"tokens, {compared.num_bytes.sum():,.0f} bytes. ±: half of a 95% interval over windows.\n\n"
         f"{formats.as_markdown(OVERALL, overall_rows(compared))}\n![bits per byte by segment](loss.png)\n\n"
-        f"Bits per byte by segment\n\n{formats.as_markdown(('segment', *names), segment_rows(compared))}"
+        f"Bits per byte / perplexity, by segment\n\n{formats.as_markdown(('segment', *names), segment_rows(compared))}"
     )
 
 
