@@ -93,7 +93,8 @@ class Readers:
 
     def needed(self, way: str, length: int) -> float:
         """FLOPs."""
-        reading = self.count.decoder(length) if way == FULL else self.count.sequence(length)
+        count = self.count
+        reading = count.decoder(length) if way == FULL else count.sequence(length, wanted=[length - 1])
         return (reading + self.count.head(1)).total
 
 

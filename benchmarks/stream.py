@@ -68,7 +68,7 @@ def measure(args: StreamArgs, ceiling: Ceiling) -> list[dict]:
     config = model_config(args.size, args.segment_size, args.num_mem_tokens)
     model = make_model(config, args.device, args.torch_dtype)
     choose(model, args.executor)
-    needed = FlopCount(model).sequence(args.tenth, seen=True).total * args.batch_size
+    needed = FlopCount(model).sequence(args.tenth, seen=True, wanted=()).total * args.batch_size
     state, rows = model.read(islice(text(args, config.vocab_size, TENTHS), WARM_UP)), []
     before = int(state.segments_seen[0])
     for number in tqdm(range(TENTHS), desc="tenths", leave=False, disable=None):

@@ -68,9 +68,8 @@ def _accumulate(
         for index, batch in enumerate(micro_batches):
             reduces = in_backward and index + 1 == len(micro_batches)
             with nullcontext() if reduces else engine.no_reduction(module):
-                count = num_labels(batch)
-                batch = trainer.to_device(batch)
-                with trainer.autocast(), trainer.utilisation.counting(batch):
+                count, on_cpu, batch = num_labels(batch), batch, trainer.to_device(batch)
+                with trainer.autocast(), trainer.utilisation.counting(on_cpu):
                     output = module(**trainer.batch_transform_fn(batch), **trainer.forward_kwargs)
                 loss = output["loss"] if count else output["loss"].nan_to_num() * 0
                 (loss * (count * scale)).backward()

@@ -46,13 +46,13 @@ class Utilisation:
 
     @contextmanager
     def counting(self, batch: Batch) -> Iterator[None]:
-        """Around the forward pass of a micro-batch."""
+        """Around the forward pass of a micro-batch, of which `batch` is the copy on the CPU: it waits for no device."""
         ids: Tensor | None = batch.get("input_ids")
         if ids is None or (self.tokens and self.training_flops is None):
             yield
             return
         if self.training_flops is not None:
-            self.flops += self.training_flops(batch)  # before the pass: it waits for the device where the pass does too
+            self.flops += self.training_flops(batch)
             yield
         else:
             with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:

@@ -30,7 +30,7 @@ from .loss import cross_entropy, fused_cross_entropy, target_positions
 from .reading import RecurrentReading
 from .saving import RecurrentSaving
 from .segmentation import Segment, plan_segments, take_all
-from .selection import Selection, last_tokens
+from .selection import Selection, last_tokens, to_rows
 from .state import Memory, RecurrentState
 
 
@@ -107,12 +107,19 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
 
     @abstractmethod
     def run_layers(
-        self, hidden: Tensor, inputs: LayerInputs, memory: Memory | None, seen: Tensor | None, num_written: int
+        self,
+        hidden: Tensor,
+        inputs: LayerInputs,
+        memory: Memory | None,
+        seen: Tensor | None,
+        num_written: int,
+        num_skipped: int = 0,
     ) -> tuple[Tensor, Memory | None]:
         """All layers over hidden states (b, C, D), whose last `num_written` positions are the write tokens.
 
         Args:
             memory: batch first, None where no row has any. seen: (b,) bool, rows whose memory is not empty.
+            num_skipped: positions, the first ones, of which no hidden state is asked for.
 
         Returns:
             hidden states (b, C, D) and the next memory.
@@ -282,7 +289,7 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
             kept, state = self.run_segments(embeddings, plan, memory_state, selection, output_memory_state)
             hidden, after = selection.gather(kept, embeddings), {"memory_state": state}
             reaches_memory = selection.reaches_past_first_segment and self.config.bptt_depth is None
-        logits = _rows(self.family.head(hidden), wanted) if output_logits else None
+        logits = to_rows(self.family.head(hidden), wanted) if output_logits else None
         loss = target_logits = None
         if labels is not None:
             picked = hidden[targets.to(hidden.device)] if output_logits else hidden
@@ -320,7 +327,7 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
         elif plan[0].rows is not None:
             state = self.empty_state(batch)
         kept, memory, segments_seen = self.execute(
-            self._segment_inputs(embeddings, plan, write_last),
+            self._segment_inputs(embeddings, plan, selection, write_last),
             None if state is None else state.unbind(),
             None if state is None else state.segments_seen,
             batch,
@@ -340,20 +347,24 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
         """`execute`, in the order of an executor."""
         return run_in_order(self.run_segment, *args, **options)
 
-    def _segment_inputs(self, embeddings: Tensor, plan: list[Segment], write_last: bool) -> Iterator[SegmentInput]:
+    def _segment_inputs(
+        self, embeddings: Tensor, plan: list[Segment], selection: Selection, write_last: bool
+    ) -> Iterator[SegmentInput]:
         first_whole = 0 if self.config.bptt_depth is None else len(plan) - self.config.bptt_depth
         for index, (segment, text) in enumerate(zip(plan, take_all(plan, embeddings))):
             writes = self.config.num_mem_tokens > 0 and (write_last or index + 1 < len(plan))
             rows = None if segment.rows is None else segment.rows.to(embeddings.device)
             cut_graph = 0 < index <= first_whole
-            yield SegmentInput(text, segment.padding, writes, rows, cut_graph)
+            yield SegmentInput(text, segment.padding, writes, rows, cut_graph, selection.wants(index))
 
     def run_segment(
         self, segment: SegmentInput, memory: Memory | None, seen: Tensor | None
     ) -> tuple[Tensor, Memory | None]:
         """One segment: hidden states (b, T, D) of its text, and the next memory."""
         hidden, inputs, (before, size, written) = self.begin_segment(segment, memory)
-        hidden, memory = self.run_layers(hidden, inputs, memory, seen, written)
+        skipped = 0 if segment.text_wanted or not written else before + size
+        with self.family.faster_attention(hidden.device):
+            hidden, memory = self.run_layers(hidden, inputs, memory, seen, written, skipped)
         return hidden[:, before : before + size], memory
 
     def begin_segment(
@@ -380,17 +391,3 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
 def _normal_like(parameter: Tensor, sample: Tensor) -> None:
     """Normal values of the sample's standard deviation, without reading it: the model may be on the meta device."""
     parameter.normal_().mul_(sample.std())
-
-
-def _rows(logits: Tensor, wanted: Tensor | None) -> Tensor:
-    """Logits of wanted positions (n, V) -> (B, k, V), rows with fewer than the longest's k padded on the left."""
-    if wanted is None:
-        return logits
-    counts = wanted.sum(1)
-    size = int(counts.max())
-    if bool((counts == size).all()):
-        return logits.view(len(counts), size, -1)
-    place = torch.arange(size) >= size - counts.unsqueeze(1)
-    rows = logits.new_zeros(*place.shape, logits.shape[-1])
-    rows[place.to(logits.device)] = logits
-    return rows

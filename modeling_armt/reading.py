@@ -20,7 +20,7 @@ from .state import RecurrentState
 if TYPE_CHECKING:
     from .modeling_base import RecurrentModel
 
-SEGMENTS_AT_ONCE = 64  # embedded together
+SEGMENTS_AT_ONCE = 64  # of a piece, which goes to the device together
 LONG = 1 << 16  # tokens, from which on a progress bar is worth it
 
 
@@ -62,8 +62,8 @@ class RecurrentReading:
 
         def segments() -> Iterator[SegmentInput]:
             for piece in chain([first], pieces):
-                for text in self.family.embed(piece.to(device)).split(config.segment_size, dim=1):
-                    yield SegmentInput(text, writes=config.num_mem_tokens > 0)
+                for ids in piece.to(device).split(config.segment_size, dim=1):
+                    yield SegmentInput(self.family.embed(ids), writes=config.num_mem_tokens > 0, text_wanted=False)
                 bar.update(piece.shape[1])
 
         with tqdm(total=total, unit=" tokens", unit_scale=True, desc="reading", disable=disable) as bar:

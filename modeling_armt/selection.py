@@ -1,6 +1,7 @@
 """Which hidden states of a segmented input are kept, and how they come together again.
 
-Shapes: B batch, N input tokens, b rows that have a segment, T tokens of a segment, D model width, n wanted positions.
+Shapes: B batch, N input tokens, b rows that have a segment, T tokens of a segment, D model width, V vocabulary,
+n wanted positions.
 """
 
 import torch
@@ -39,11 +40,15 @@ class Selection:
         """Whether a segment that can read a memory holds a wanted position."""
         return len(self.plan) > 1 and (self.everything or any(pick is not None for pick in self.picks[1:]))
 
+    def wants(self, index: int) -> bool:
+        """Whether a position of segment `index` is wanted."""
+        return self.everything or self.picks[index] is not None
+
     def keep(self, index: int, hidden: Tensor) -> Tensor | None:
         """What to keep of the hidden states (b, T, D) of segment `index`."""
         if self.everything:
             return hidden
-        if self.picks[index] is None:
+        if not self.wants(index):
             return None
         row, slot, _ = self.picks[index]
         return hidden[row.to(hidden.device), slot.to(hidden.device)]
@@ -70,6 +75,20 @@ class Selection:
             places = _places(segment, *valid.nonzero(as_tuple=True), self.shape[1])
             flat[places.to(hidden.device)] = hidden[valid.to(hidden.device)]
         return whole
+
+
+def to_rows(logits: Tensor, wanted: Tensor | None) -> Tensor:
+    """Logits of wanted positions (n, V) -> (B, k, V), rows with fewer than the longest's k padded on the left."""
+    if wanted is None:
+        return logits
+    counts = wanted.sum(1)
+    size = int(counts.max())
+    if bool((counts == size).all()):
+        return logits.view(len(counts), size, -1)
+    place = torch.arange(size) >= size - counts.unsqueeze(1)
+    rows = logits.new_zeros(*place.shape, logits.shape[-1])
+    rows[place.to(logits.device)] = logits
+    return rows
 
 
 def _pick(segment: Segment, wanted: Tensor) -> Pick | None:

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from tiny_models import CONFIGS, LORA, MEMORY, SEGMENT, WIDTH, make, padded, tokens
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config
 
 from lm_experiments_tools.utilisation import CPU_ATTENTION, Utilisation
 from modeling_armt import ArmtConfig, ArmtForCausalLM
+from modeling_armt.backbones import blocked_attention
 from modeling_armt.flops import FlopCount, without_weights
 from modeling_armt.layer import ArmtLayer
 
@@ -40,6 +42,7 @@ def counted_parts(model, run, monkeypatch):
 
         return inside
 
+    monkeypatch.setattr(blocked_attention, "_fits", lambda *args, **options: False)
     for name in found:
         monkeypatch.setattr(ArmtLayer, name, counting(name, getattr(ArmtLayer, name)))
     with counter() as whole, torch.no_grad():
@@ -60,8 +63,21 @@ def assert_parts(mine, counted):
 def test_every_part_of_a_forward_pass(family, monkeypatch):
     model, ids = make(family), tokens(1, 3 * SEGMENT + 2)
     count = FlopCount(model)
-    mine = count.sequence(ids.shape[1], causal=False) + count.head(1)
+    mine = count.sequence(ids.shape[1], causal=False) + count.head(ids.shape[1])
+    assert_parts(mine, counted_parts(model, lambda: model(ids), monkeypatch))
+
+
+@pytest.mark.parametrize("kind", ["armt", "rmt"])
+@pytest.mark.parametrize("family", [family for family in CONFIGS if family != "gemma2"])  # whose attention is not fused
+def test_what_is_not_asked_for_of_the_last_layer_is_not_needed(family, kind, monkeypatch):
+    model, ids = make(family, kind), tokens(1, 3 * SEGMENT + 2)
+    count = FlopCount(model)
+    mine = count.sequence(ids.shape[1], causal=False, wanted=[3 * SEGMENT + 1]) + count.head(1)
     assert_parts(mine, counted_parts(model, lambda: model(ids, logits_to_keep=1), monkeypatch))
+    assert_parts(
+        count.sequence(ids.shape[1], causal=False, wanted=()),
+        counted_parts(model, lambda: model.read(ids), monkeypatch),
+    )
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -92,24 +108,31 @@ def test_the_decoder_alone_over_the_whole_text(family):
 
 @pytest.mark.parametrize("kind", ["armt", "rmt"])
 @pytest.mark.parametrize("options", [{}, {"lora": LORA}], ids=["all trained", "LoRA"])
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "gemma2", "gpt_neox"])
-def test_a_training_step_forward_and_backward(family, options, kind):
-    """Plain attention: the fused one computes its scores again in the backward pass."""
-    model = make(family, kind, attention="eager", **options).train()
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "gemma3", "gpt_neox"])
+def test_a_training_step_forward_and_backward(family, options, kind, monkeypatch):
+    """Plain attention: the fused one computes its scores again in the backward pass. LoRA with the last layer whole: of
+    its MLP another share is trained than of the rest."""
+    model = make(family, kind, **options).train()
     ids = tokens(2, 3 * SEGMENT)
     labels = ids.clone()
     labels[:, :-2] = -100
-    with counter() as forward:
+    wanted = [3 * SEGMENT - 3, 3 * SEGMENT - 2]
+    if options:
+        labels[:, [2, SEGMENT + 2]] = 1
+        wanted = [1, SEGMENT + 1, *wanted]
+    monkeypatch.setattr(blocked_attention, "_fits", lambda *args, **options: False)
+    with sdpa_kernel(SDPBackend.MATH), counter() as forward:
         loss = model(ids, labels=labels, output_memory_state=False).loss
     with counter() as backward:
         loss.backward()
     count = FlopCount(model)
-    mine = count.sequence(ids.shape[1], write_last=False, causal=False) * 2 + count.head(4)
+    mine = count.sequence(ids.shape[1], write_last=False, causal=False, wanted=wanted) * 2
+    mine += count.head(2 * len(wanted))
     assert mine.total == forward.get_total_flops()
     # frozen embeddings without memory tokens, in the last segment: no gradient through W_q of the lowest memory
     frozen = 2 * 2 * SEGMENT * WIDTH * model.config.d_mem if options and kind == "armt" else 0
     assert count.backward(mine).total - frozen == pytest.approx(backward.get_total_flops(), rel=1e-12)
-    causal = count.sequence(ids.shape[1], write_last=False) * 2 + count.head(4)
+    causal = count.sequence(ids.shape[1], write_last=False, wanted=wanted) * 2 + count.head(2 * len(wanted))
     needed = count.training({"input_ids": ids, "labels": labels})
     assert needed.total == pytest.approx((causal + count.backward(causal)).total)
 

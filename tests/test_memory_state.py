@@ -48,6 +48,15 @@ def test_reading_gives_the_memory_of_one_forward(kind, alignment, tmp_path):
     assert_equal(model.read(ids[:, 3 * SEGMENT :], memory_state=half), expected)
 
 
+def test_text_is_embedded_a_segment_at_a_time(kind, monkeypatch):
+    """The embeddings of a whole piece would outlast it, beside those of the next."""
+    model, sizes = make(kind=kind), []
+    embed = model.family.embed
+    monkeypatch.setattr(model.family, "embed", lambda ids: sizes.append(ids.shape[1]) or embed(ids))
+    model.read(tokens(2, 5 * SEGMENT + 1))
+    assert sizes == [SEGMENT] * 5 + [1]
+
+
 def test_what_was_read_is_not_held(kind):
     model, held, most = make(kind=kind), [], 0
 

@@ -74,7 +74,7 @@ def test_validate_only_scores_a_checkpoint_without_training(shared, tmp_path):
 
 def test_a_run_without_a_best_checkpoint_is_its_newest_whole_one(shared, tmp_path):
     run, scored = tmp_path / "a", {}
-    trained = runner.main(options(shared, run, save_best=False))
+    trained = runner.main(options(shared, run, save_best=False, save_interval=2, keep_checkpoints=2))
     steps = sorted((run / "checkpoints").iterdir())
     for number in (1, 2):
         scored[number] = runner.main(options(shared, tmp_path / f"b{number}", model_cpt=run, validate_only=True))

@@ -97,7 +97,7 @@ def test_with_segment_checkpointing_activations_inside_segments_are_not_kept(kin
     for replay in (False, True):
         model = make(kind=kind, segment_checkpointing=replay)
         growth[replay] = (saved_elements(model, 9) - saved_elements(model, 5)) / 4  # of one more segment
-    assert growth[False] > 10_000 and growth[True] < 50
+    assert growth[True] < 50 and growth[False] > 100 * growth[True]
 
 
 @pytest.mark.parametrize("length", [SEGMENT - 1, SEGMENT, 2 * SEGMENT])

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedModel
 
+from .activations import fuse_activations
 from .base import Backbone, LayerInputs
 from .falcon import Falcon
 from .gpt_neox import GptNeoX
@@ -16,13 +17,14 @@ def supported_model_types() -> list[str]:
 
 
 def backbone_of(model: PreTrainedModel) -> Backbone:
-    """The view of `model` that belongs to its family.
+    """The view of `model` that belongs to its family; activations of `model` become fused ones.
 
     Raises:
         ValueError: the family is not supported; the message names those that are.
     """
     for family in FAMILIES:
         if model.config.model_type in family.model_types:
+            fuse_activations(model)
             return family(model)
     raise ValueError(
         f"no backbone for model type {model.config.model_type!r}; supported: {', '.join(supported_model_types())}. "

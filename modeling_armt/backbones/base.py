@@ -7,14 +7,19 @@ Shapes: B batch, T positions, D model width, V vocabulary.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+from .blocked_attention import BlockedAttention
+from .narrow import narrowed, runs_again
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -132,6 +137,23 @@ class Backbone:
         if inputs.rotary:
             arguments["position_embeddings"] = inputs.rotary[kind]
         return layer(hidden, **arguments)
+
+    def faster_attention(self, device: torch.device) -> AbstractContextManager:
+        """A context to run layers in, one after the other (not under `vmap`)."""
+        blocks = device.type == "cpu" and not runs_again(self.layers[0])
+        return BlockedAttention() if blocks else nullcontext()
+
+    @contextmanager
+    def skipping(self, number: int, skipped: int) -> Iterator[bool]:
+        """A context to run layer `number` in, when nobody asks what becomes of the first `skipped` positions.
+
+        The last layer need not compute them, as no other sees them; the context's value says whether it leaves them.
+        """
+        if not skipped or number + 1 < len(self.layers) or runs_again(self.layers[number]):
+            yield False
+            return
+        with narrowed(self.layers[number], skipped):
+            yield True
 
     @property
     def softcap(self) -> float | None:

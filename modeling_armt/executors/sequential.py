@@ -25,6 +25,7 @@ class SegmentInput:
         writes: the segment is closed by memory tokens, which write.
         rows: (b,) long, rows of the batch; None: all.
         cut_graph: no gradient flows from this segment into earlier ones.
+        text_wanted: someone asks for hidden states of the text; else they may be without meaning.
     """
 
     embeddings: Tensor
@@ -32,6 +33,7 @@ class SegmentInput:
     writes: bool = True
     rows: Tensor | None = None
     cut_graph: bool = False
+    text_wanted: bool = True
 
     def filled(self, size: int) -> "SegmentInput":
         """One that does not write, as long as those that do: no position sees what stands behind it."""
