@@ -21,7 +21,15 @@ from lm_experiments_tools.distributed import make_engine
 from lm_experiments_tools.errors import UserError
 from lm_experiments_tools.evaluation import language_modeling as evaluation
 from lm_experiments_tools.evaluation.ablation import parse_ablation
-from lm_experiments_tools.evaluation.loss_report import Comparison, Measured, as_csv, draw_by_segment, loss_table
+from lm_experiments_tools.evaluation.canvas import Curve, Point
+from lm_experiments_tools.evaluation.loss_report import (
+    Comparison,
+    Measured,
+    as_csv,
+    cut_far,
+    draw_by_segment,
+    loss_table,
+)
 from lm_experiments_tools.evaluation.segment_losses import Windows, segment_losses, token_bytes
 from modeling_armt import ArmtForCausalLM, RmtForCausalLM
 
@@ -258,6 +266,16 @@ def test_bits_intervals_and_what_a_memory_is_worth_by_hand(tmp_path):
     assert as_csv(compared).splitlines()[4].startswith("a,zero,2,2.000000")
     draw_by_segment(compared, "two segments", [tmp_path / "loss.png"])
     assert (tmp_path / "loss.png").stat().st_size > 5000
+
+
+def test_a_picture_leaves_out_what_would_make_the_rest_look_alike():
+    def curve(name, *values):
+        return Curve(name, [Point(x, y, y, y) for x, y in enumerate(values)])
+
+    low, near, far = curve("low", 1.9, 2.0), curve("near", 2.1, 2.2), curve("far", 1.8, 9.0)
+    shown, cut = cut_far([low, near, far])
+    assert shown[:2] == [low, near] and cut == {"far": 9.0}
+    assert shown[2].points[0] == far.points[0] and math.isnan(shown[2].points[1].y)
 
 
 def test_the_command_compares_models_and_names_bad_input(shared, tmp_path):

@@ -13,6 +13,7 @@ from .canvas import Chart, Curve, Point, draw_curves
 
 Metrics = dict[str, Any]
 Z95 = 1.959964
+FAR = 1.15  # times the highest point of the lowest curve, from where on points are left out of the picture
 
 
 def loss_table(metrics: Metrics) -> str:
@@ -192,7 +193,8 @@ def draw_by_segment(compared: Comparison, title: str, paths: Iterable[Path]) -> 
             points.append(Point(index + 1, mean, mean - half, mean + half))
         return Curve(result.name, points)
 
-    curves = {"of the text": [curve(result, compared.bits, False) for result in compared.results]}
+    shown, cut = cut_far([curve(result, compared.bits, False) for result in compared.results])
+    curves = {"of the text" + "".join(f"\n{name} is cut: it reaches {high:.2f}" for name, high in cut.items()): shown}
     ablated = [curve(result, compared.lost, True) for result in compared.results if result.memory != "none"]
     if ablated:
         curves["more than with its own memory"] = ablated
@@ -207,6 +209,15 @@ def draw_by_segment(compared: Comparison, title: str, paths: Iterable[Path]) -> 
     draw_curves(
         Chart(title, "segment of the window", "bits per byte", names, ticks, decorate, y_max=1.0), curves, paths
     )
+
+
+def cut_far(curves: list[Curve]) -> tuple[list[Curve], dict[str, float]]:
+    """Curves without what stands so far above the lowest one that the others would look alike; and, by the name of each
+    that lost points, the highest of them."""
+    highest = {one.name: float(np.nanmax([point.y for point in one.points])) for one in curves}
+    limit = FAR * min(highest.values())
+    kept = [Curve(one.name, [p if p.y <= limit else Point(p.x, *[math.nan] * 3) for p in one.points]) for one in curves]
+    return kept, {name: high for name, high in highest.items() if high > limit}
 
 
 def _fit(axes: Any, points: list[Point], trained: float | None) -> None:
