@@ -51,6 +51,15 @@ def test_value_and_gradient_are_those_of_torch(calls, positions, options, rows):
     assert len(calls) == 1
 
 
+def test_autocast_is_left_to_torch(calls):
+    _, parts = heads(9, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = F.scaled_dot_product_attention(*parts, is_causal=True)
+        with BlockedAttention():
+            found = F.scaled_dot_product_attention(*parts, is_causal=True)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, expected) and not calls
+
+
 def test_arguments_may_be_named_or_not(calls):
     _, (query, key, value) = heads(9)
     with BlockedAttention():

@@ -35,6 +35,7 @@ def _fits(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, ena
         and attn_mask is None
         and not (dropout_p or enable_gqa)
         and query.dtype in EXACT
+        and not torch.is_autocast_enabled("cpu")  # which would compute in bfloat16
         and query.device.type == "cpu"
         and query.shape == key.shape == value.shape
         and query.shape[2] <= KEPT * query.shape[3]
