@@ -224,10 +224,10 @@ def test_bad_input_is_named(tmp_path, words, books, monkeypatch):
         tmp_path / "rows.jsonl", column="body"
     )
     (tmp_path / "rows.jsonl").write_text('{"text": "abc"}\n{"text": ')
-    assert "rows.jsonl: empty, cut or damaged" in error(tmp_path / "rows.jsonl")
+    assert "rows.jsonl: cut or damaged, or empty" in error(tmp_path / "rows.jsonl")
     assert "rows.jsonl' broke off (JSON parse error" in error(tmp_path / "rows.jsonl", streaming=True)
     (tmp_path / "rows.jsonl").write_text("")
-    assert "rows.jsonl: empty, cut or damaged" in error(tmp_path / "rows.jsonl")
+    assert "rows.jsonl: cut or damaged, or empty" in error(tmp_path / "rows.jsonl")
     (tmp_path / "books" / "rows.jsonl").write_text('{"text": "abc"}')
     assert "has text, 000.txt, and rows, rows.jsonl" in error(tmp_path / "books")
     with pytest.raises(UserError, match="binary.txt: not UTF-8"):

@@ -156,7 +156,7 @@ def _refuse_damaged(files: list[Path]) -> None:
         try:
             datasets.load_dataset(KINDS[file.suffix], data_files=str(file))
         except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
-            raise UserError(f"{file}: empty, cut or damaged ({_first_line(error.__cause__ or error)})") from error
+            raise UserError(f"{file}: cut or damaged, or empty ({_first_line(error.__cause__ or error)})") from error
 
 
 def _first_line(error: BaseException) -> str:
