@@ -95,7 +95,7 @@ class Readers:
         """FLOPs."""
         count = self.count
         reading = count.decoder(length) if way == FULL else count.sequence(length, wanted=[length - 1])
-        return (reading + self.count.head(1)).total
+        return (reading + count.head(1)).total
 
 
 def disagreement(readers: Readers) -> dict[str, float]:

@@ -51,9 +51,8 @@ def estimate(trainer: Trainer) -> str:
 def _pass(trainer: Trainer, batch: dict) -> None:
     """Forward, backward and optimizer step on this rank alone."""
     trainer.model.train()
-    batch = trainer.to_device(batch)
     with trainer.autocast(), trainer.utilisation.counting(batch):
-        output = trainer.model(**trainer.batch_transform_fn(batch), **trainer.forward_kwargs)
+        output = trainer.model(**trainer.batch_transform_fn(trainer.to_device(batch)), **trainer.forward_kwargs)
     output["loss"].backward()
     trainer.optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)

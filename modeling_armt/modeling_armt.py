@@ -55,13 +55,7 @@ class ArmtForCausalLM(RecurrentModel):
         return tokens.expand(batch, -1, -1)
 
     def run_layers(
-        self,
-        hidden: Tensor,
-        inputs: LayerInputs,
-        memory: Memory | None,
-        seen: Tensor | None,
-        num_written: int,
-        num_skipped: int = 0,
+        self, hidden: Tensor, inputs: LayerInputs, memory: Memory | None, seen: Tensor | None, num_written: int
     ) -> tuple[Tensor, Memory | None]:
         layers = len(self.memory_layers)
         before = [None] * layers if memory is None else list(zip(memory[:layers], memory[layers:]))
@@ -70,9 +64,8 @@ class ArmtForCausalLM(RecurrentModel):
         run = self._compiled_cells().run if self.compiles and is_full else Cell.__call__
         for cell in self.cells():
             own = before[len(after)] if cell.memory_layer is not None else ()
-            with self.family.skipping(cell.number, num_skipped) as skips:
-                run_one = Cell.__call__ if skips else run
-                hidden, updated = run_one(cell, hidden, own, seen, inputs, num_written)
+            run_one = Cell.__call__ if self.family.narrows(cell.number, inputs) else run
+            hidden, updated = run_one(cell, hidden, own, seen, inputs, num_written)
             if cell.memory_layer is not None:
                 after.append(updated)
         if not num_written:

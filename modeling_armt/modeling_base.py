@@ -9,7 +9,7 @@ width, V vocabulary, n labelled positions.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -107,19 +107,12 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
 
     @abstractmethod
     def run_layers(
-        self,
-        hidden: Tensor,
-        inputs: LayerInputs,
-        memory: Memory | None,
-        seen: Tensor | None,
-        num_written: int,
-        num_skipped: int = 0,
+        self, hidden: Tensor, inputs: LayerInputs, memory: Memory | None, seen: Tensor | None, num_written: int
     ) -> tuple[Tensor, Memory | None]:
         """All layers over hidden states (b, C, D), whose last `num_written` positions are the write tokens.
 
         Args:
             memory: batch first, None where no row has any. seen: (b,) bool, rows whose memory is not empty.
-            num_skipped: positions, the first ones, of which no hidden state is asked for.
 
         Returns:
             hidden states (b, C, D) and the next memory.
@@ -362,9 +355,10 @@ class RecurrentModel(RecurrentReading, RecurrentGeneration, RecurrentSaving, Pre
     ) -> tuple[Tensor, Memory | None]:
         """One segment: hidden states (b, T, D) of its text, and the next memory."""
         hidden, inputs, (before, size, written) = self.begin_segment(segment, memory)
-        skipped = 0 if segment.text_wanted or not written else before + size
+        if written and not segment.text_wanted:
+            inputs = replace(inputs, skipped=before + size)
         with self.family.faster_attention(hidden.device):
-            hidden, memory = self.run_layers(hidden, inputs, memory, seen, written, skipped)
+            hidden, memory = self.run_layers(hidden, inputs, memory, seen, written)
         return hidden[:, before : before + size], memory
 
     def begin_segment(

@@ -48,17 +48,10 @@ class RmtForCausalLM(RecurrentModel):
         return tokens + self.memory_positions[places] if self.config.memory_positions == "reserved" else tokens
 
     def run_layers(
-        self,
-        hidden: Tensor,
-        inputs: LayerInputs,
-        memory: Memory | None,
-        seen: Tensor | None,
-        num_written: int,
-        num_skipped: int = 0,
+        self, hidden: Tensor, inputs: LayerInputs, memory: Memory | None, seen: Tensor | None, num_written: int
     ) -> tuple[Tensor, Memory | None]:
         for number in range(len(self.family.layers)):
-            with self.family.skipping(number, num_skipped):
-                hidden = self.family.run_layer(number, hidden, inputs)
+            hidden = self.family.run_layer(number, hidden, inputs)
         if num_written:
             memory = (self.family.final_norm(hidden[:, -num_written:]),)
         return hidden, memory

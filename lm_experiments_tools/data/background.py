@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from . import embedded_text
 from .cache import default_cache_dir, digest, file_digest
-from .rows import load_rows, read_text, require_column, text_files
+from .rows import load_rows, read_text, require_column, texts_of
 
 FORMAT = "background-2"  # part of every cache name: change it when the sentences or the file layout change
 MIN_SENTENCE_TOKENS = 10  # as in the published benchmark: shorter ones are mostly headings and exclamations
@@ -58,14 +58,9 @@ def find_source(names: Sequence[str] | None, split: str | None = None) -> Source
     if not names:
         identity = f"embedded {EMBEDDED_SENTENCES} {file_digest(Path(embedded_text.__file__))}"
         return Source("embedded sentences", identity, _embedded)
-    paths = [Path(name).expanduser() for name in names]
-    found = [text_files(path) for path in paths]
-    files = sum(found, [])
-    if all(found):
+    files = texts_of(names)
+    if files:
         return Source(" ".join(names), digest(file_digest(file) for file in files), lambda: map(read_text, files))
-    if len(names) > 1:
-        missing = next(path for path, texts in zip(paths, found) if not texts)
-        raise UserError(f"no text in {missing}: give files or folders of .txt, or one dataset")
     return _hugging_face_source(names[0], split or "train")
 
 

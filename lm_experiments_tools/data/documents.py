@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import UserError
 from .background import Source
 from .cache import digest, file_digest
-from .rows import data_files, load_rows, read_column, read_text, require_column, text_files
+from .rows import data_files, load_rows, read_column, read_text, require_column, texts_of
 
 TABLES = (".parquet", ".arrow", ".jsonl")  # a .json beside text is more likely to tell of it
 
@@ -33,10 +33,9 @@ def find_documents(
         UserError: nothing is found under a name, text and a dataset are mixed, no such split or column, or no regular
             expression.
     """
-    found = [text_files(Path(name).expanduser(), split) for name in names]
-    _refuse_mixed(names, found)
-    files = sum(found, [])
+    files = texts_of(names, split)
     if files:
+        _refuse_rows(names, files)
         return Source(" ".join(names), _digest_of(files), lambda: map(read_text, files))
     try:
         start = re.compile(document_start) if document_start else None
@@ -58,21 +57,14 @@ def find_documents(
     return Source(f"{names[0]} {split}", digest(identity), texts)
 
 
-def _refuse_mixed(names: Sequence[str], found: Sequence[list[Path]]) -> None:
-    """Raise `UserError` where some of what was named would be left out without a word.
-
-    Args:
-        found: files of text behind each name.
-    """
-    for name, files in zip(names, found):
-        if not files and len(names) > 1:
-            raise UserError(f"no .txt file in {name}: give files or folders of text, or one dataset alone")
+def _refuse_rows(names: Sequence[str], texts: Sequence[Path]) -> None:
+    """Raise `UserError` where rows stand beside text, which would be left out without a word."""
+    for name in names:
         folder = Path(name).expanduser()
-        rows = next((file for suffix in TABLES for file in folder.rglob(f"*{suffix}")), None) if files else None
+        rows = next((file for suffix in TABLES for file in folder.rglob(f"*{suffix}")), None)
         if rows:
-            raise UserError(
-                f"{name} has text, {files[0].name}, and rows, {rows.name}: give the files of one kind alone"
-            )
+            text = next(file for file in texts if file.is_relative_to(folder))
+            raise UserError(f"{name} has text, {text.name}, and rows, {rows.name}: give the files of one kind alone")
 
 
 def _digest_of(files: Iterable[Path]) -> str:

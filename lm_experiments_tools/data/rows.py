@@ -1,7 +1,7 @@
 """Rows of datasets: local files of Arrow, Parquet or JSON lines, a saved Hugging Face dataset, or one of the hub."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,21 @@ def text_files(path: Path, split: str | None = None) -> list[Path]:
     if path.is_file() and path.suffix not in KINDS:
         return [path]
     return _of_part(sorted(path.rglob("*.txt")), path, split) if path.is_dir() else []
+
+
+def texts_of(names: Sequence[str], split: str | None = None) -> list[Path]:
+    """Plain text behind all names, see `text_files`; of one dataset none.
+
+    Raises:
+        UserError: one of several names has none, and would be left out without a word.
+    """
+    found = [text_files(Path(name).expanduser(), split) for name in names]
+    if len(names) > 1 and not all(found):
+        missing = next(name for name, files in zip(names, found) if not files)
+        raise UserError(
+            f"no text in {missing}, there is no .txt file in it: give files or folders of text, or one dataset alone"
+        )
+    return sum(found, [])
 
 
 def read_text(path: Path) -> str:

@@ -7,8 +7,8 @@ Shapes: B batch, T positions, D model width, V vocabulary.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -31,11 +31,13 @@ class LayerInputs:
     Attributes:
         masks: kind of attention -> mask. rotary: kind of attention -> (cos, sin); empty without rotary positions.
         cache: keys and values of earlier positions, to which the layers append.
+        skipped: positions, the first ones, of which nobody asks what becomes: the last layer may leave them out.
     """
 
     masks: dict[str, Tensor | None]
     rotary: dict[str, tuple[Tensor, Tensor]]
     cache: Cache | None
+    skipped: int = 0
 
 
 @lru_cache
@@ -128,6 +130,18 @@ class Backbone:
 
     def run_layer(self, number: int, hidden: Tensor, inputs: LayerInputs) -> Tensor:
         """Decoder layer `number`, from 0: (B, T, D) -> (B, T, D)."""
+        if not self.narrows(number, inputs):
+            return self.call_layer(number, hidden, inputs)
+        with narrowed(self.layers[number], inputs.skipped):
+            return self.call_layer(number, hidden, inputs)
+
+    def narrows(self, number: int, inputs: LayerInputs) -> bool:
+        """Whether layer `number` leaves out skipped positions: of the last one no other sees them."""
+        is_last = number + 1 == len(self.layers)
+        return bool(inputs.skipped) and is_last and not runs_again(self.layers[number])
+
+    def call_layer(self, number: int, hidden: Tensor, inputs: LayerInputs) -> Tensor:
+        """The layer's own forward pass, with the arguments that its family takes."""
         kind = self.kinds[number]
         layer = self.layers[number]
         arguments: dict[str, Any] = {
@@ -142,18 +156,6 @@ class Backbone:
         """A context to run layers in, one after the other (not under `vmap`)."""
         blocks = device.type == "cpu" and not runs_again(self.layers[0])
         return BlockedAttention() if blocks else nullcontext()
-
-    @contextmanager
-    def skipping(self, number: int, skipped: int) -> Iterator[bool]:
-        """A context to run layer `number` in, when nobody asks what becomes of the first `skipped` positions.
-
-        The last layer need not compute them, as no other sees them; the context's value says whether it leaves them.
-        """
-        if not skipped or number + 1 < len(self.layers) or runs_again(self.layers[number]):
-            yield False
-            return
-        with narrowed(self.layers[number], skipped):
-            yield True
 
     @property
     def softcap(self) -> float | None:

@@ -10,23 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
+
+from .attention_mode import AttentionMode
 
 BLOCK = 88  # queries; 64 to 132 are as fast
 KEPT = 20  # times d, positions; those of 16 times d take the memory of activations of an MLP of width 4D
 EXACT = (torch.float32, torch.float64)
 
 
-class BlockedAttention(TorchFunctionMode):
+class BlockedAttention(AttentionMode):
     """A context in which `F.scaled_dot_product_attention` takes blocks where it can.
 
     A layer that is run again in the backward pass must not be in it: it would be run outside of it then.
     """
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is F.scaled_dot_product_attention and _fits(*args, **(kwargs or {})):
-            return _attend(*args[:3], **(kwargs or {}))
-        return function(*args, **(kwargs or {}))
+    def attend(self, *args, **options) -> Tensor:
+        if _fits(*args, **options):
+            return _attend(*args[:3], **options)
+        return F.scaled_dot_product_attention(*args, **options)
 
 
 def _fits(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, enable_gqa=False, **options) -> bool:

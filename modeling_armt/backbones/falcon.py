@@ -18,7 +18,7 @@ class Falcon(Backbone):
     def rotary(self, hidden: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         return {FULL: self.decoder.rotary_emb(hidden, position_ids=positions)}
 
-    def run_layer(self, number: int, hidden: Tensor, inputs: LayerInputs) -> Tensor:
+    def call_layer(self, number: int, hidden: Tensor, inputs: LayerInputs) -> Tensor:
         mask, rotary = inputs.masks[FULL], inputs.rotary[FULL]
         layer = self.layers[number]
         return layer(hidden, alibi=None, attention_mask=mask, position_embeddings=rotary, layer_past=inputs.cache)[0]

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from .attention_mode import AttentionMode
 
 
 def runs_again(layer: nn.Module) -> bool:
@@ -41,18 +42,13 @@ def narrowed(layer: nn.Module, skipped: int) -> Iterator[None]:
             hook.remove()
 
 
-class _LastQueries(TorchFunctionMode):
+class _LastQueries(AttentionMode):
     """A context in which fused attention is that of queries from number `skipped` on."""
 
     def __init__(self, skipped: int):
         self.skipped = skipped
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is F.scaled_dot_product_attention:
-            return self._attend(*args, **(kwargs or {}))
-        return function(*args, **(kwargs or {}))
-
-    def _attend(
+    def attend(
         self,
         query: Tensor,
         key: Tensor,

@@ -4,6 +4,8 @@ One graph serves all layers of a kind and all segments of a shape: parameters ar
 take it; others (padded rows, open segments of `generate`) run as they are, so that nothing is compiled for each length.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -54,6 +56,7 @@ class CompiledCells:
         inputs: LayerInputs,
         num_written: int,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """`cell(hidden, ...)`."""
+        """`cell(hidden, ...)`, of all positions."""
+        inputs = replace(inputs, skipped=0)  # one graph, whatever the last layer leaves out
         parameters = {name: tensor.view_as(tensor) for name, tensor in cell.tensors().items()}  # else the lead's are
         return run_cell(self.lead[cell], parameters, hidden, memory, seen, inputs, num_written)  # a case of their own

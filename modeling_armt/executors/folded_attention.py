@@ -10,21 +10,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from ..backbones.attention_mode import AttentionMode
 
 
-class FoldedAttention(TorchFunctionMode):
+class FoldedAttention(AttentionMode):
     """A context in which `F.scaled_dot_product_attention` can be mapped over without loss of speed."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is F.scaled_dot_product_attention:
-            return _attend(*args, **(kwargs or {}))
-        return function(*args, **(kwargs or {}))
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args, **kwargs) -> Tensor:
-    options = dict(zip(("dropout_p", "is_causal"), args)) | kwargs
-    return _Attention.apply(query, key, value, attn_mask, options)
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args, **kwargs
+    ) -> Tensor:
+        options = dict(zip(("dropout_p", "is_causal"), args)) | kwargs
+        return _Attention.apply(query, key, value, attn_mask, options)
 
 
 class _Attention(torch.autograd.Function):
