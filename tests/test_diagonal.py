@@ -15,6 +15,7 @@ from modeling_armt import ArmtForCausalLM
 def in_double(monkeypatch):
     """All arithmetic in float64, that of the memory too."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(torch, "float", torch.double)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

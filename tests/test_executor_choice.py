@@ -54,7 +54,7 @@ def test_compiled_segments_have_the_same_gradients(graphs, options):
             close(gradient, others[name], 1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of attention under vmap on a CPU
+@pytest.mark.filterwarnings("error:There is a performance drop")  # torch's, where attention is called for each cell
 @pytest.mark.parametrize("options", [{}, dict(memory_layers=[1, 2])])
 def test_compiled_diagonals_give_the_same_by_one_graph_for_each_kind_of_layer(graphs, options):
     one, other = make(**options), compiling(make(executor="diagonal", **options))

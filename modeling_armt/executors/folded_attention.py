@@ -21,7 +21,12 @@ class FoldedAttention(AttentionMode):
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args, **kwargs
     ) -> Tensor:
         options = dict(zip(("dropout_p", "is_causal"), args)) | kwargs
-        return _Attention.apply(query, key, value, attn_mask, options)
+        return _attend(query, key, value, attn_mask, options)
+
+
+@torch._dynamo.allow_in_graph  # a compiler that looked inside would not see the rule for `vmap`
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
+    return _Attention.apply(query, key, value, mask, options)
 
 
 class _Attention(torch.autograd.Function):

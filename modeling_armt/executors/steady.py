@@ -5,6 +5,7 @@ all diagonals are the same computation, so it is recorded once a text, and then 
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -51,12 +52,18 @@ class Steady:
                 buffer.copy_(value)
 
     def _record(self, memories: Memories) -> None:
-        side = torch.cuda.Stream()
+        side = _side_stream(self.hidden.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # what libraries set up at their first call may not be recorded
             self._advance()
             self._set(memories)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=side):
             self.output = self._advance()
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all texts: cuBLAS keeps a workspace of 32 MiB for each stream that it has seen."""
+    return torch.cuda.Stream(device)
