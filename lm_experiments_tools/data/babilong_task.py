@@ -112,9 +112,8 @@ class BabilongTask:
             train = select_questions(train, args.max_n_facts, shorten=True)
         test = select_questions(babi.read_questions(test_file), args.max_n_facts)[: args.test_size]
         self.question_size = question_size(train + valid + test, self.tokenizer)
-        self.answer_size = max(
-            len(self.tokenizer.encode(f" {q.answer}", add_special_tokens=False)) + 1 for q in train + valid + test
-        )
+        answers = {question.answer for question in train + valid + test}  # few, of hundreds of thousands of questions
+        self.answer_size = max(len(self.tokenizer.encode(f" {a}", add_special_tokens=False)) + 1 for a in answers)
         lengths = self._lengths()
         longest = max(len(question.facts) for question in questions)
         vary = (args.max_n_facts or longest) if args.vary_n_facts else None
