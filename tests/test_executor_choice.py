@@ -1,5 +1,8 @@
 """What chooses and speeds up an order of the cells changes no result: auto, torch.compile, replayed diagonals."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from test_diagonal import assert_same, close, gradients, in_double  # noqa: F401  the fixture
@@ -82,6 +85,23 @@ def test_replayed_diagonals_give_the_same_outputs_and_memory(in_double, monkeypa
     assert len(steps) == 2 * (
         segments - 3 - diagonal.DIRECT
     )  # of three layers: all full ones without the first segment
+
+
+@pytest.mark.parametrize("family, recorded", [("llama", 1), ("falcon", 0)])
+def test_a_recording_ends_with_its_text_and_is_not_made_of_what_copies_to_the_device(monkeypatch, family, recorded):
+    monkeypatch.setattr(diagonal, "REPLAYED", {"cpu"})
+    made = weakref.WeakSet()
+    create, count = Steady.__init__, []
+    monkeypatch.setattr(
+        Steady, "__init__", lambda self, *args: made.add(self) or count.append(1) or create(self, *args)
+    )
+    model = make(family, executor="diagonal")
+    gc.disable()
+    try:
+        model.read(tokens(2, 20 * SEGMENT))
+        assert len(count) == recorded and not made
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

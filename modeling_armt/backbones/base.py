@@ -60,6 +60,7 @@ class Backbone:
     learned_positions: ClassVar[bool] = False
     layers_name: ClassVar[str] = "layers"
     norm_name: ClassVar[str] = "norm"
+    recordable: ClassVar[bool] = True  # whether its layers can be recorded as a CUDA graph
 
     def __init__(self, model: PreTrainedModel):
         self.model = model

@@ -9,6 +9,7 @@ from .base import FULL, Backbone, LayerInputs
 class Falcon(Backbone):
     model_types = ("falcon",)
     layers_name, norm_name = "h", "ln_f"
+    recordable = False  # it indexes with a list, which is copied to the device each time
 
     def __init__(self, model: PreTrainedModel):
         if model.config.alibi:

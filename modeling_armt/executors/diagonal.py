@@ -66,6 +66,7 @@ def run(
     fitting = _Fitting(first, segments)
     pipeline = _Pipeline(model, first, memory, segments_seen, batch, replay)
     kept = [keep(index, hidden) for index, hidden in enumerate(pipeline.run(fitting))]
+    pipeline.steady = None  # it refers back to the pipeline: the memory of both would wait for the garbage collector
     if not fitting.last.writes:
         return kept, None, None
     memory, seen = pipeline.memory(), pipeline.segments_seen + len(kept)
@@ -177,7 +178,9 @@ class _Pipeline:
 
     def _replays(self) -> bool:
         device = self.device.type
-        return device in REPLAYED and not (torch.is_grad_enabled() or torch.is_autocast_enabled(device))
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(device):
+            return False
+        return device in REPLAYED and self.stacks[0].cells[0].family.recordable
 
     def _full(self, hidden: Tensor, inputs: LayerInputs) -> Tensor:
         """`_diagonal` over all layers, where no segment is the first and no gradient is wanted."""
