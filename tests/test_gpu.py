@@ -4,12 +4,18 @@ import pytest
 import torch
 from test_diagonal import assert_same, close, gradients, in_double  # noqa: F401  the fixture
 from test_evaluation_babilong import folder, outputs, words  # noqa: F401  the fixture
-from test_parity import needs_reference, published, published_model, relative_error  # noqa: F401  the fixture
+from test_parity import (
+    needs_reference,
+    published,  # noqa: F401  the fixture
+    published_gradients,
+    published_labels,
+    published_model,
+    relative_error,
+)
 from tiny_models import CONFIGS, SEGMENT, make, padded, tokens
 
 from lm_experiments_tools.evaluation import babilong
 from modeling_armt.executors import diagonal
-from modeling_armt.interchange import our_name
 
 NEAR = 1e-4  # norms and rotary angles are float32 in some families, whatever the type of the rest
 
@@ -34,14 +40,12 @@ def test_logits_loss_and_gradients_equal_the_published_code(published, tmp_path,
     model.config.executor = executor
     model.cuda()
     ids, mask = tensors["input_ids"], tensors["attention_mask"]
-    labels = torch.full_like(ids, -100)
-    wanted = tensors["labels_mask"].bool()
-    labels[:, 1:][wanted[:, :-1]] = ids[:, 1:][wanted[:, :-1]]
+    labels = published_labels(tensors)
     output = model(ids.cuda(), attention_mask=mask.cuda(), labels=labels.cuda(), output_logits=True)
     torch.testing.assert_close(output.logits.cpu(), tensors["logits"], atol=1e-5, rtol=0)
     torch.testing.assert_close(output.loss.cpu(), tensors["loss"][0], atol=1e-5, rtol=0)
     output.loss.backward()
-    expected = {our_name(n.removeprefix("grad.")): t for n, t in tensors.items() if n.startswith("grad.")}
+    expected = published_gradients(tensors)
     for name, parameter in model.named_parameters():
         assert relative_error(parameter.grad.cpu(), expected[name]) < 1e-4, name
 

@@ -81,19 +81,30 @@ def published_model(published, tmp_path):
     return model
 
 
+def published_labels(tensors):
+    ids = tensors["input_ids"]
+    labels = torch.full_like(ids, -100)
+    wanted = tensors["labels_mask"].bool()
+    labels[:, 1:][wanted[:, :-1]] = ids[:, 1:][wanted[:, :-1]]
+    return labels
+
+
+def published_gradients(tensors):
+    """By our names."""
+    return {our_name(n.removeprefix("grad.")): t for n, t in tensors.items() if n.startswith("grad.")}
+
+
 @needs_reference
 def test_logits_loss_states_and_gradients_equal_the_published_code(published, tmp_path):
     tensors, _ = published
     model = published_model(published, tmp_path)
     ids, mask = tensors["input_ids"], tensors["attention_mask"]
-    labels = torch.full_like(ids, -100)
-    wanted = tensors["labels_mask"].bool()
-    labels[:, 1:][wanted[:, :-1]] = ids[:, 1:][wanted[:, :-1]]
+    labels = published_labels(tensors)
     output = model(ids, attention_mask=mask, labels=labels, output_logits=True)
     torch.testing.assert_close(output.logits, tensors["logits"], atol=1e-5, rtol=0)
     torch.testing.assert_close(output.loss, tensors["loss"][0], atol=1e-5, rtol=0)
     output.loss.backward()
-    gradients = {our_name(n.removeprefix("grad.")): t for n, t in tensors.items() if n.startswith("grad.")}
+    gradients = published_gradients(tensors)
     named = dict(model.named_parameters())
     assert gradients.keys() == named.keys()
     for name, expected in gradients.items():
