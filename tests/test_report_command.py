@@ -37,7 +37,8 @@ def both(*names):
 
 HEAT_MAPS = both("heat_map_official", "heat_map_strict")
 SCORES = {"index.md", "scores.md", "scores.csv", "scores.tex"} | HEAT_MAPS | both("extrapolation")
-PLACES = {"depth.md", "depth.csv", "distance.md", "distance.csv"} | both("depth", "distance")
+PLACES = {f"{axis}.{suffix}" for axis in ("depth", "distance", "wholeness") for suffix in ("md", "csv")}
+PLACES |= both("depth", "distance")
 COMPARISON = {"comparison.md", "comparison.csv", "comparison.tex"}
 ABLATIONS = {"ablations.md", "ablations.csv", "ablations.tex"} | both("ablations")
 

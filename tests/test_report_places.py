@@ -83,6 +83,20 @@ def test_without_known_segments_distances_are_tokens(results):
     assert by_place.scores_by(axis, [result]) == {0: Score(3, 2, 2), 1: Score(2, 1, 1)}
 
 
+def test_a_fact_is_cut_where_a_border_of_segments_lies_within_it(results):
+    (result,) = read_folder(results)
+    # tokens 10-15, 105-109; 90-95, 19-24; 19-24; 20-25; 15, 39-46: none goes over a multiple of 16
+    assert [answer.place.borders(16) for answer in result.answers[:5]] == [0, 0, 0, 0, 0]
+    # of 20: border 20 is in 19-24 of two samples, 40 in 39-46; 20-25 begins at one
+    assert [answer.place.borders(20) for answer in result.answers[:5]] == [0, 1, 1, 0, 1]
+    assert Place(3, 100, ((0, 30), (40, 41))).borders(8) == 4  # at 8, 16, 24, 32 within 3-32
+    axis = by_place.wholeness_axis()
+    assert by_place.scores_by(axis, [_about(result, 20)]) == {0: Score(2, 2, 2), 1: Score(3, 1, 1)}
+    assert by_place.scores_by(axis, [_about(result, 2)]) == {1: Score(5, 3, 3)}  # one border or more
+    assert by_place.scores_by(axis, [_about(result, None)]) == {}
+    assert [axis.label(number) for number in (0, 1)] == ["whole", "cut"]
+
+
 def test_a_model_without_places_does_not_turn_segments_into_tokens(results):
     write_result(results / "public", "qa2", "1k", [True])
     assert by_place.distance_axis(read_folder(results)).unit == "segments"

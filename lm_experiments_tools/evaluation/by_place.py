@@ -1,10 +1,12 @@
-"""Scores by where the facts stand: by depth in the context, and by distance to the question.
+"""Scores by where the facts stand: by depth in the context, by distance to the question, and by whether a border of
+segments cuts them.
 
 A sample is in the bin of its last supporting fact; by depth, if asked, once in every bin that one of its facts is in.
 Seeds of a group are pooled, so that intervals are of the samples and say nothing of another training. Samples without
 places are left out.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ class Axis:
         name: of files. title: what it is. unit: of its edges. bins_of: those of a sample, where it is one of a result.
         edges: (from, below) of a bin. label: of a bin. always: bins that are shown even when they are empty.
         pools_shared: only lengths that all models have are pooled, as longer ones are harder; false, where long ones
-            have bins of their own.
+            have bins of their own. is_curve: its bins are many and follow one another: worth a picture.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Axis:
     label: Callable[[int], str]
     always: tuple[int, ...] = ()
     pools_shared: bool = False
+    is_curve: bool = True
 
 
 def depth_axis(facts: Facts) -> Axis:
@@ -79,6 +82,25 @@ def distance_axis(results: Iterable[Result]) -> Axis:
     unit = "segments" if in_segments else "tokens"
     title = f"distance from the last supporting fact to the question, in {unit}"
     return Axis("distance", title, unit, bins_of, edges, label)
+
+
+def wholeness_axis() -> Axis:
+    """Whether a supporting fact begins in one segment and ends in another; of models with known segments."""
+
+    def bins_of(place: Place, result: Result) -> list[int]:
+        size = result.about.segment_size
+        return [min(place.borders(size), 1)] if size else []
+
+    return Axis(
+        "wholeness",
+        "whether a border of segments cuts a supporting fact",
+        "borders in the fact",
+        bins_of,
+        lambda number: (0, 1) if number == 0 else (1, math.inf),
+        lambda number: "cut" if number else "whole",
+        always=(0, 1),
+        is_curve=False,
+    )
 
 
 def _short(number: int) -> str:

@@ -32,6 +32,13 @@ class Place:
             return self.context - stop
         return (self.before + self.context) // segment_size - (self.before + stop - 1) // segment_size
 
+    def borders(self, segment_size: int) -> int:
+        """Borders of segments within a fact: of the fact that has most of them."""
+        return max(
+            (self.before + stop - 1) // segment_size - (self.before + start) // segment_size
+            for start, stop in self.facts
+        )
+
 
 def read_places(path: Path) -> dict[int, Place]:
     """The places by the index of their sample; none, where there is no such file.

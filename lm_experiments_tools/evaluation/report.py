@@ -4,8 +4,9 @@
 
 RESULTS are folders of the files that `evaluation.babilong` or the public harness writes, of one model or of many.
 Leaves index.md, which shows all of the rest: scores by task and length (Markdown, CSV, LaTeX, heat maps), models and
-seeds side by side, curves by length with the trained one marked, by depth and by distance of the facts, and scores with
-another memory; pictures as PNG and SVG. Facts are known where the evaluation left its .jsonl files.
+seeds side by side, curves by length with the trained one marked, by depth and distance of the facts and by whether
+they are cut, and scores with another memory; pictures as PNG and SVG. Facts are known where the evaluation left its
+.jsonl files.
 """
 
 import json
@@ -139,7 +140,7 @@ def write_report(true: list[Result], ablated: list[Result], args: ReportArgs) ->
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     groups = seeds.group_results(true, args.seeds)
-    axes = by_place.depth_axis(args.facts), by_place.distance_axis(true)
+    axes = by_place.depth_axis(args.facts), by_place.distance_axis(true), by_place.wholeness_axis()
     parts = [sections.of_scores(folder, true, args.score)]
     if len(true_grids := tables.grids(true)) > 1:
         parts.append(sections.of_seeds(folder, groups, args.score))

@@ -80,13 +80,14 @@ def of_lengths(folder: Path, groups: list[Group], kind: Kind) -> Section:
 
 
 def of_places(folder: Path, axis: Axis, groups: list[Group], kind: Kind) -> Section:
-    """By depth or by distance; of depths also a map by length for each task."""
+    """By one quantity of the facts; of depths also a map by length for each task."""
     lengths = by_place.pooled_lengths(axis, groups)
     shared = ", those that all models have" if axis.pools_shared and len(groups) > 1 else ""
     seeds_too = "; seeds are pooled" if any(len(group.grids) > 1 for group in groups) else ""
     text = f"By {axis.title}, {by_place.in_words(lengths)}{shared}{seeds_too}. {INTERVALS}"
     section = Section(folder, f"By {axis.name} of the facts", text)
-    curves.draw_by_place(axis, groups, section.picture(axis.name), kind)
+    if axis.is_curve:
+        curves.draw_by_place(axis, groups, section.picture(axis.name), kind)
     if axis.name == "depth":
         for task in groups[0].tasks:
             if by_place.bins(axis, groups, task):
