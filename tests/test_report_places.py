@@ -121,12 +121,14 @@ def test_markdown_shows_all_ten_depths_with_counts(results):
     assert line.startswith("| qa2 | armt | 0.0 (0.0–79.3) of 1 | 100.0 (20.7–100.0) of 1 |") and line.count(" – ") == 5
 
 
-def test_depths_are_pooled_over_the_lengths_that_all_models_have(results):
+def test_depths_and_wholeness_are_pooled_over_the_lengths_that_all_models_have(results):
     for length in ("1k", "2k"):
         write_result(results / "rmt", "qa2", length, [True], [[[0, 5]]], context=100)
+    write_about(results / "rmt")
     write_result(results / "public", "qa2", "1M", [True])  # without places, it does not count
     groups = groups_of(results)
-    assert by_place.pooled_lengths(by_place.depth_axis("last"), groups) == ["1k"]
+    for axis in (by_place.depth_axis("last"), by_place.wholeness_axis()):
+        assert by_place.pooled_lengths(axis, groups) == ["1k"]
     assert by_place.pooled_lengths(by_place.distance_axis(read_folder(results)), groups) == ["1k", "2k"]
     text = by_place.pooled_markdown(by_place.depth_axis("last"), groups, "official")
     assert "| qa2 | rmt | 100.0 (20.7–100.0) of 1 |" in text and "public" not in text

@@ -1,7 +1,8 @@
 """Scores by where the facts stand: by depth in the context, by distance to the question, and by whether a border of
 segments cuts them.
 
-A sample is in the bin of its last supporting fact; by depth, if asked, once in every bin that one of its facts is in.
+A sample is in the bin of its last supporting fact; by depth, if asked, once in every bin that one of its facts is in;
+it is cut if any of its facts is.
 Seeds of a group are pooled, so that intervals are of the samples and say nothing of another training. Samples without
 places are left out.
 """
@@ -99,6 +100,7 @@ def wholeness_axis() -> Axis:
         lambda number: (0, 1) if number == 0 else (1, math.inf),
         lambda number: "cut" if number else "whole",
         always=(0, 1),
+        pools_shared=True,
         is_curve=False,
     )
 

@@ -30,14 +30,17 @@ class Place:
         stop = max(stop for _, stop in self.facts)
         if segment_size is None:
             return self.context - stop
-        return (self.before + self.context) // segment_size - (self.before + stop - 1) // segment_size
+        return self._segment(self.context, segment_size) - self._segment(stop - 1, segment_size)
 
     def borders(self, segment_size: int) -> int:
         """Borders of segments within a fact: of the fact that has most of them."""
         return max(
-            (self.before + stop - 1) // segment_size - (self.before + start) // segment_size
-            for start, stop in self.facts
+            self._segment(stop - 1, segment_size) - self._segment(start, segment_size) for start, stop in self.facts
         )
+
+    def _segment(self, token: int, segment_size: int) -> int:
+        """Of a token of the context, counted from the context's start."""
+        return (self.before + token) // segment_size
 
 
 def read_places(path: Path) -> dict[int, Place]:
