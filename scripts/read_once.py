@@ -1,7 +1,7 @@
 """Read a book once, keep its memory in a file, ask it questions in later processes.
 
-    python scripts/read_once.py read runs/quickstart/stage-4/best --text book.txt --memory book.safetensors
-    python scripts/read_once.py ask runs/quickstart/stage-4/best --memory book.safetensors \
+    python scripts/read_once.py read runs/quickstart/stage-5/best --text book.txt --memory book.safetensors
+    python scripts/read_once.py ask runs/quickstart/stage-5/best --memory book.safetensors \
         "Where is John? GEN" "Where is Mary? GEN"
 
 The model is a folder with a tokenizer, such as a run's `best`. Memory and time of a question do not depend on the

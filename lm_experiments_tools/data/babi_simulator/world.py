@@ -22,9 +22,9 @@ class World:
     """Who is where and who holds what, with the lines that told it.
 
     Attributes:
-        place: of every person and every object that lies; the world knows it before the reader does. An object
-            lies nowhere until it is first taken: there it was.
+        place: of every person and every object that lies; the world knows it before the reader does.
         holder: of every object that is held. arrived: line of a person's last move, if any.
+        told: of every fact, who moved, or which object was touched.
         track: of every object, the places the reader can know it was at, in order: (place, lines that tell it).
         touched: line of an object's last grab, drop or give. last_give: (line, giver, object, receiver).
         handled: of every person, the lines that changed what they hold. had: what they ever held, first things first.
@@ -35,6 +35,7 @@ class World:
     place: dict[str, str] = field(default_factory=dict)
     holder: dict[str, str] = field(default_factory=dict)
     arrived: dict[str, int] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)
     track: dict[str, list[tuple[str, list[int]]]] = field(default_factory=dict)
     touched: dict[str, int] = field(default_factory=dict)
     last_give: tuple[int, str, str, str] | None = None
@@ -42,7 +43,7 @@ class World:
     had: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.place = {name: self.rng.choice(PLACES) for name in self.people}
+        self.place = {name: self.rng.choice(PLACES) for name in (*self.people, *OBJECTS)}
         self.track = {thing: [] for thing in OBJECTS}
         self.had = {name: [] for name in self.people}
 
@@ -64,7 +65,7 @@ class World:
         return getattr(self, action)(line, *self.rng.choice(possible[action]))
 
     def can_take(self, person: str, thing: str) -> bool:
-        return thing not in self.holder and self.place.get(thing, self.place[person]) == self.place[person]
+        return thing not in self.holder and self.place[thing] == self.place[person]
 
     def recent(self, lines: dict[str, int], now: int) -> list[str]:
         """Those of `lines` that are at most RECENT lines behind line `now`."""
@@ -72,6 +73,7 @@ class World:
 
     def move(self, line: int, person: str, place: str) -> str:
         self.place[person], self.arrived[person] = place, line
+        self.told.append(person)
         for thing in OBJECTS:
             if self.holder.get(thing) == person:
                 self.track[thing].append((place, [self.touched[thing], line]))
@@ -84,6 +86,7 @@ class World:
     def drop(self, line: int, person: str, thing: str) -> str:
         del self.holder[thing]
         self.handled[person].append(line)
+        self.told.append(thing)
         self.place[thing], self.touched[thing] = self.place[person], line
         if person in self.arrived:
             known = (self.place[person], [line, self.arrived[person]])
@@ -106,6 +109,7 @@ class World:
 
     def _receive(self, line: int, person: str, thing: str) -> None:
         self.holder[thing], self.touched[thing] = person, line
+        self.told.append(thing)
         self.handled.setdefault(person, []).append(line)
         if thing not in self.had[person]:
             self.had[person].append(thing)
