@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import checkpoint, training_state
+from .distributed import shards
 from .loggers import say
 from .training_state import Content
 
@@ -61,8 +62,6 @@ class Saver:
         trainer, parts = self.trainer, None
         try:
             if content.parts:
-                from .distributed import shards  # of torch.distributed, which single processes do not need
-
                 parts = folder.with_name(f"{folder.name}.parts{checkpoint.UNFINISHED}")
                 shards.save(content.parts, parts, trainer.engine.save_group)
             if trainer.engine.rank == 0:
