@@ -15,9 +15,9 @@ TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 WRITTEN = {  # digests of the training file of seed 0 and the test file of seed 3, 500 questions each
     "qa1": ("d91a6e98309b8bd3", "5180aa6db9873116"),
     "qa2": ("27be3d0b0a3ba6e3", "89e6c040208c0e78"),
-    "qa3": ("a34ad55278792435", "681378c0dbc677de"),
+    "qa3": ("2a7f0c2f3f68991e", "e2231013b8803944"),
     "qa4": ("b658355087e46f63", "2cc7073c1c7e925f"),
-    "qa5": ("f0708b9e288df843", "31a4a62973cbf9fb"),
+    "qa5": ("186e221e322e1edb", "da61745683c81340"),
 }
 OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 TAKES = ("got", "grabbed", "picked", "took")

@@ -56,12 +56,13 @@ def test_the_papers_recipe_takes_every_task(shared, tmp_path, monkeypatch, task)
     monkeypatch.setenv("DATA_DIR", str(local_data(tmp_path, task)))
     path = ROOT / "configs" / "babilong" / "paper_gpt2.yaml"
     words = ["--task_dataset", task, "--iters", "1", *tiny(shared, tmp_path, path)]
-    program, stages = stages_of(path, *words)
+    program, stages = stages_of(path, *words, "--valid_size", "20", "--test_size", "20")
     sizes = [(stage.options["max_n_segments"], stage.options["batch_size"]) for stage in stages]
     assert sizes == [(2, 16), (3, 8), (5, 4), (8, 4), (16, 2), (32, 1)]
     assert all(s.options["batch_size"] * s.options["gradient_accumulation_steps"] == 64 for s in stages)
     small = ["--batch_size", "1", "--gradient_accumulation_steps", "1", "--model_path", str(tmp_path / "run")]
-    assert program.main([*stages[0].words, *small])["test"]["2"]["samples"] == 1
+    samples = program.main([*stages[0].words, *small])["test"]["2"]["samples"]
+    assert samples == 20 or (task == "qa3" and 0 < samples < 20)  # qa3's longest stories do not fit two segments
 
 
 def test_the_papers_recipe_has_its_updates_and_rates():

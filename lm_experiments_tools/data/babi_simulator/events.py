@@ -106,8 +106,8 @@ class Form:
 EVENTS = {
     "qa1": Form(PEOPLE, {"move": 1.0}, ask_person),
     "qa2": Form(PEOPLE, ACTIONS, ask_object),
-    "qa3": Form(PEOPLE, ACTIONS, ask_object_before, ask_share=0.2),
-    "qa5": Form(GIVERS, GIVE_ACTIONS, ask_give, ask_share=0.8),
+    "qa3": Form(PEOPLE, ACTIONS, ask_object_before, ask_share=0.25),
+    "qa5": Form(GIVERS, GIVE_ACTIONS, ask_give),
     "qa6": Form(PEOPLE, ACTIONS, ask_whether),
     "qa7": Form(PEOPLE, COUNT_ACTIONS, ask_count),
     "qa8": Form(PEOPLE, ACTIONS, ask_list),
