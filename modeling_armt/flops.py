@@ -153,9 +153,9 @@ class FlopCount:
         tokens = torch.ones(ids.shape, dtype=torch.bool) if mask is None else mask.bool()
         targets = None if labels is None else target_positions(labels, mask)
         forward = self.head(0 if targets is None else int(targets.sum()))
-        for row, here in enumerate(tokens):
-            wanted = None if targets is None else targets[row][here].nonzero().flatten().tolist()
-            forward += self.sequence(int(here.sum()), write_last=False, wanted=wanted)
+        rows = Counter(zip(tokens.sum(1).tolist(), _places(tokens, targets)))  # few kinds: each is counted once
+        for (length, wanted), times in rows.items():
+            forward += self.sequence(length, write_last=False, wanted=wanted) * times
         return forward + self.backward(forward)
 
     def attention(self, positions: int, causal: bool = True, skipped: int = 0) -> int:
@@ -195,6 +195,14 @@ def _weights(modules: Iterable[nn.Module | None], trained: bool = False) -> int:
     """Elements of their weight matrices, or of those that are trained."""
     parameters = (parameter for module in modules if module is not None for parameter in module.parameters())
     return sum(p.numel() for p in parameters if p.dim() == 2 and (p.requires_grad or not trained))
+
+
+def _places(tokens: Tensor, wanted: Tensor | None) -> list[tuple[int, ...] | None]:
+    """Of each row, the places among its tokens (B, N) of those that are wanted (B, N); None: all."""
+    if wanted is None:
+        return [None] * len(tokens)
+    place_of = tokens.cumsum(1) - 1
+    return [tuple(row.tolist()) for row in place_of[wanted].split(wanted.sum(1).tolist())]
 
 
 def _visible(positions: int, window: int) -> int:
