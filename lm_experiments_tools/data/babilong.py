@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from .babi import Question
 from .background import Background
+from .distractors import Distractors
 
 IGNORED = -100
 LongSamples = Literal["error", "skip", "truncate"]
@@ -67,6 +68,7 @@ class BabilongDataset(torch.utils.data.Dataset):
         task_end_pct: float = 1.0,
         vary_up_to_n_facts: int | None = None,
         long_samples: LongSamples = "error",
+        distractor_ratio: float = 0.0,
     ):
         """Tokenise the questions.
 
@@ -78,9 +80,10 @@ class BabilongDataset(torch.utils.data.Dataset):
                 so that at most this many are left; None: whole stories.
             long_samples: what becomes of a question whose facts are longer than the longest context: an error, it is
                 left out, or it loses its earliest facts.
+            distractor_ratio: probability that a background word which stands as answers do in facts becomes one.
 
         Raises:
-            UserError: facts do not fit, no question is left, or the background is too short.
+            UserError: facts do not fit, no question is left, the background is too short, or no distractor can be made.
         """
         self.background, self.lengths, self.seed = background, lengths, seed
         self.start_pct, self.end_pct = task_start_pct, task_end_pct
@@ -98,6 +101,11 @@ class BabilongDataset(torch.utils.data.Dataset):
         generate, end = encode("GEN"), np.array([tokenizer.eos_token_id], dtype=np.int32)
         self.prompts = [np.concatenate((encode(f" {question.question}"), generate)) for question in self.questions]
         self.answers = [np.concatenate((encode(f" {question.answer}"), end)) for question in self.questions]
+        self.distractors = None
+        if background is not None and distractor_ratio:
+            known = {text: encode(f" {text}") for question in questions for text in (*question.facts, question.answer)}
+            answers = [known.pop(answer) for answer in {question.answer for question in questions}]
+            self.distractors = Distractors(known.values(), answers, distractor_ratio)
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -133,6 +141,8 @@ class BabilongDataset(torch.utils.data.Dataset):
         low, high = np.searchsorted(borders, (self.start_pct * len(text), self.end_pct * len(text)))
         high = max(int(high), int(low) + 1) if self.end_pct < 1 else len(borders)
         places = borders[np.sort(rng.integers(min(int(low), len(borders) - 1), high, size=len(facts)))]
+        if self.distractors is not None:
+            text = self.distractors(text, rng)
         pieces, start = [], 0
         for fact, place in zip(facts, places):
             pieces += (text[start:place], fact)

@@ -58,6 +58,11 @@ class BabilongArgs:
         "questions whose facts exceed the context: error; skip: leave them out, at each length its own; truncate: drop "
         "their earliest facts, which may be the supporting ones",
     )
+    distractor_ratio: float = option(
+        0.0,
+        "training: probability that a background word behind `the`, or what else stands before answers in facts, becomes "
+        "one of the task's answers, so that the model learns to tell facts from text that looks like one",
+    )
     repeat_background: bool = option(False, "read a background that is too short for one sample again and again")
     task_start_pct: float = option(0.0, "facts stand behind this share of the background, 0 to 1")
     task_end_pct: float = option(1.0, "facts stand before this share of the background, 0 to 1")
@@ -71,8 +76,9 @@ class BabilongArgs:
         babi.full_task_name(self.task_dataset)
         if self.vary_n_segments and self.mixed_length_ratio:
             raise UserError("vary_n_segments and mixed_length_ratio exclude each other: give one")
-        if not 0 <= self.mixed_length_ratio <= 1:
-            raise UserError(f"mixed_length_ratio is {self.mixed_length_ratio}; it is a probability, 0 to 1")
+        for name in ("mixed_length_ratio", "distractor_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it is a probability, 0 to 1")
         if not 0 <= self.task_start_pct < self.task_end_pct <= 1:
             raise UserError(f"need 0 <= task_start_pct {self.task_start_pct} < task_end_pct {self.task_end_pct} <= 1")
         if self.test_sample_size and self.test_n_segments:
@@ -117,7 +123,8 @@ class BabilongTask:
         lengths = self._lengths()
         longest = max(len(question.facts) for question in questions)
         vary = (args.max_n_facts or longest) if args.vary_n_facts else None
-        self.train = self._dataset(train, train_text, lengths, 0, vary) if needs_train else None
+        hard = {"vary_up_to_n_facts": vary, "distractor_ratio": args.distractor_ratio}
+        self.train = self._dataset(train, train_text, lengths, 0, **hard) if needs_train else None
         if args.valid_n_segments:
             lengths = Lengths(self._context_size(args.valid_n_segments))
         self.valid = self._dataset(valid, test_text, replace(lengths, mixed_length_ratio=0.0), VALID)
@@ -160,10 +167,11 @@ class BabilongTask:
         pad = self.tokenizer.pad_token_id
         return collate(samples, self.tokenizer.eos_token_id if pad is None else pad)
 
-    def _dataset(self, questions, text, lengths: Lengths, stream: int, vary: int | None = None) -> BabilongDataset:
+    def _dataset(self, questions, text, lengths: Lengths, stream: int, **options) -> BabilongDataset:
         args, seed = self.args, 3 * self.seed + stream
         places = args.task_start_pct, args.task_end_pct
-        return BabilongDataset(questions, self.tokenizer, text, lengths, seed, *places, vary, args.long_samples)
+        options["long_samples"] = args.long_samples
+        return BabilongDataset(questions, self.tokenizer, text, lengths, seed, *places, **options)
 
     def _context_size(self, segments: int) -> int:
         """Tokens of a context that fills `segments` segments with its question and answer."""
