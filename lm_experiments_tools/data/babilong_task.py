@@ -60,8 +60,8 @@ class BabilongArgs:
     )
     distractor_ratio: float = option(
         0.0,
-        "training: probability that a background word behind `the`, or what else stands before answers in facts, becomes "
-        "one of the task's answers, so that the model learns to tell facts from text that looks like one",
+        "training: probability that a background word behind `the`, or what else stands before answers in facts, is "
+        "replaced by one of them, so that the model learns to tell facts from text that looks like one",
     )
     repeat_background: bool = option(False, "read a background that is too short for one sample again and again")
     task_start_pct: float = option(0.0, "facts stand behind this share of the background, 0 to 1")

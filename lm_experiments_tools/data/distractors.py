@@ -30,7 +30,7 @@ class Distractors:
         self.ratio = ratio
         single = {int(answer[0]) for answer in answers if len(answer) == 1}
         pairs = {pair for fact in facts for pair in zip(fact[:-1].tolist(), fact[1:].tolist()) if pair[1] in single}
-        self.leads, self.answers = (np.array(sorted(set(part)), dtype=np.int32) for part in ([*zip(*pairs)] or ((), ())))
+        self.leads, self.answers = (np.array(sorted({pair[side] for pair in pairs}), np.int32) for side in (0, 1))
         if not pairs:
             raise UserError(
                 "distractor_ratio needs answers that stand inside facts and are one token each; this task and "
