@@ -117,11 +117,17 @@ def ragged_segment(columns: list[Tensor], rows: Tensor | None) -> Segment:
 
 
 def take_all(plan: list[Segment], x: Tensor) -> Iterable[Tensor]:
-    """Each segment's part of an input (B, N, ...)."""
+    """Each segment's part of an input (B, N, ...).
+
+    One operation for all parts, so that one gradient of the input's size is made: each part alone would make its own.
+    """
     if all(isinstance(segment.columns, slice) for segment in plan):
-        # one gradient for all parts: each slice alone would make one of the whole input's size
         return x[:, : plan[-1].columns.stop].split([segment.size for segment in plan], dim=1)
-    return (segment.take(x) for segment in plan)
+    columns = [segment.columns for segment in plan]
+    places = [segment.row_index("cpu") * x.shape[1] + own for segment, own in zip(plan, columns)]
+    places = torch.cat([own.flatten() for own in places]).to(x.device)
+    parts = x.flatten(0, 1)[places].split([own.numel() for own in columns])
+    return [part.unflatten(0, own.shape) for part, own in zip(parts, columns)]
 
 
 def split_last_segments(plan: list[Segment], batch: int) -> tuple[list[Segment], Segment]:
