@@ -103,9 +103,9 @@ class BabilongDataset(torch.utils.data.Dataset):
         self.answers = [np.concatenate((encode(f" {question.answer}"), end)) for question in self.questions]
         self.distractors = None
         if background is not None and distractor_ratio:
-            known = {text: encode(f" {text}") for question in questions for text in (*question.facts, question.answer)}
-            answers = [known.pop(answer) for answer in {question.answer for question in questions}]
-            self.distractors = Distractors(known.values(), answers, distractor_ratio)
+            distinct = ({f for q in questions for f in q.facts}, {q.answer for q in questions})
+            pieces = ([encode(f" {text}") for text in texts] for texts in distinct)
+            self.distractors = Distractors(*pieces, distractor_ratio)
 
     def __len__(self) -> int:
         return len(self.questions)
