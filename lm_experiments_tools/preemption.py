@@ -23,6 +23,13 @@ class Preempted(Exception):
     """The run was saved before its end, to be continued; the message says why."""
 
 
+def leave_signals_to_the_run(_: int) -> None:
+    """In a process that prepares data (its number): SLURM and a terminal signal every process of the job, and a worker
+    that ends by itself would take the run with it, unsaved. The run ends its workers."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StopRequest:
     """Whether this rank was asked to stop. Used as a context, in which the signals are caught.
 

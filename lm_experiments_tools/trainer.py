@@ -27,7 +27,7 @@ from .loggers import progress_bar, say
 from .metrics import Batch, MetricSums
 from .optim import PlateauDrop, make_schedule
 from .peak_memory import peak_memory
-from .preemption import Preempted, StopRequest
+from .preemption import Preempted, StopRequest, leave_signals_to_the_run
 from .sampling import KeyedDataset, TrainSampler
 from .saving import Saver
 from .training_state import Progress
@@ -189,6 +189,7 @@ class Trainer:
             batch_sampler=sampler,
             collate_fn=self.collate_fn,
             num_workers=self.args.data_n_workers,
+            worker_init_fn=leave_signals_to_the_run,
             pin_memory=self.engine.device.type == "cuda",
             generator=torch.Generator(),  # else every iterator draws a seed from the global generator
         )

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .loggers import progress_bar
 from .metrics import Batch, MetricSums, num_labels
-from .preemption import Preempted
+from .preemption import Preempted, leave_signals_to_the_run
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -62,6 +62,7 @@ def _loader(trainer: Trainer, dataset: Dataset, indexes: list[int]) -> DataLoade
         sampler=indexes,
         collate_fn=trainer.collate_fn,
         num_workers=trainer.args.data_n_workers,
+        worker_init_fn=leave_signals_to_the_run,
         generator=torch.Generator(),  # leave the global generator as it is
     )
 

@@ -45,6 +45,19 @@ def test_a_signal_ends_the_update_saves_and_asks_to_be_started_again(tmp_path, u
     assert_same(tmp_path, uninterrupted())
 
 
+@STOPPED
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_to_all_processes_as_slurm_sends_it_lets_data_workers_finish(tmp_path, uninterrupted, number):
+    process = start(tmp_path, data_n_workers=2)
+    wait_for_update(tmp_path, 12)
+    os.killpg(process.pid, number)
+    code, output = finish(process)
+    assert code == EXIT_CODE and read_status(tmp_path)["status"] == "preempted", output
+    wait_until_none_is_left(tmp_path, 10)
+    completed(tmp_path, data_n_workers=2)
+    assert_same(tmp_path, uninterrupted())
+
+
 def test_a_value_that_is_logged_rarely_is_whole_after_a_stop_between_two_logs(tmp_path):
     code, output = finish(start(tmp_path / "whole", log_interval=10))
     assert code == 0, output
