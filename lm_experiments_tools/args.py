@@ -68,6 +68,9 @@ class TrainerArgs:
     peak_tflops: float | None = option(
         None, "of the device, in TFLOP/s, for the logged utilisation; default: that of a matrix product, measured"
     )
+    deterministic: bool = option(
+        False, "on a GPU: take algorithms that repeat bit for bit, so that a resumed run ends as the uninterrupted one"
+    )
     seed: int = option(42, "seed of initial weights, data order and samples")
 
     def __post_init__(self):

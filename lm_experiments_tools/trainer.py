@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from . import checkpoint, training_state
 from .args import TrainerArgs
 from .callbacks import Callback, RunLogger, StopConditions
+from .determinism import repeat_exactly
 from .distributed import Engine, make_engine
 from .errors import UserError
 from .loggers import progress_bar, say
@@ -82,6 +83,8 @@ class Trainer:
         config: dict[str, Any] | None = None,
         engine: Engine | None = None,
     ):
+        if args.deterministic:
+            repeat_exactly()
         self.args, self.model, self.optimizer = args, model, optimizer
         self.train_dataset, self.valid_dataset = train_dataset, valid_dataset
         self.collate_fn, self.batch_transform_fn = collate_fn, batch_transform_fn

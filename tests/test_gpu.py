@@ -1,5 +1,8 @@
 """What holds on a CPU holds on a GPU: the published vectors, every family, compiled cells, generation, bfloat16."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from test_diagonal import assert_same, close, gradients, in_double  # noqa: F401  the fixture
@@ -12,9 +15,12 @@ from test_parity import (
     published_model,
     relative_error,
 )
+from test_runner import ROOT
 from tiny_models import CONFIGS, SEGMENT, make, padded, tokens
 
+from lm_experiments_tools import checkpoint
 from lm_experiments_tools.evaluation import babilong
+from lm_experiments_tools.preemption import EXIT_CODE
 from modeling_armt.executors import diagonal
 
 NEAR = 1e-4  # norms and rotary angles are float32 in some families, whatever the type of the rest
@@ -138,3 +144,24 @@ def test_an_evaluation_leaves_the_files_of_one_on_the_cpu(folder, tmp_path, monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     babilong.main(words(folder, tmp_path / "cpu"))
     assert outputs(tmp_path / "gpu") == outputs(tmp_path / "cpu")
+
+
+def test_a_resumed_deterministic_run_ends_bit_for_bit_as_the_uninterrupted_one(tmp_path):
+    def run(name, *more):
+        words = ["--task_dataset", "qa1", "--simulated_questions", 300, "--valid_size", 20, "--test_size", 20,
+                 "--facts_only", "--vary_n_facts", "--segment_size", 16, "--data_cache", tmp_path / "cache",
+                 "--model_cfg", "configs/models/llama-2x128.json", "--batch_size", 8, "--iters", 12, "--lr", 1e-3,
+                 "--save_interval", 4, "--deterministic", "--model_path", tmp_path / name, *more]  # fmt: skip
+        command = [sys.executable, "run_finetuning_babilong.py", *map(str, words)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    code, output = run("whole")
+    assert code == 0, output
+    code, output = run("stopped", "--max_hours", 1e-9)
+    assert code == EXIT_CODE, output
+    code, output = run("stopped")
+    assert code == 0 and "resumed from" in output, output
+    for part in ("model.safetensors", "optimizer.pt"):
+        one, other = (checkpoint.step_folder(tmp_path / name, 12) / part for name in ("whole", "stopped"))
+        assert one.read_bytes() == other.read_bytes(), part

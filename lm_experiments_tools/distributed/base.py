@@ -77,6 +77,25 @@ def rank_0_first(engine: Engine) -> Iterator[None]:
         engine.barrier()
 
 
+def local_device(local_rank: int) -> torch.device:
+    """The GPU of a rank, which becomes the current one; the CPU where there is none.
+
+    Raises:
+        UserError: this machine has fewer GPUs than ranks.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise UserError(
+            f"rank {local_rank} of this machine has no GPU, there are {count}: start at most {count} processes a "
+            "machine, or set CUDA_VISIBLE_DEVICES= to run on its CPU"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
 ENGINES = ("auto", "single", "ddp", "fsdp", "horovod")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from .base import rank_0_first
+from .base import local_device, rank_0_first
 
 
 class HorovodEngine:
@@ -37,10 +37,7 @@ class HorovodEngine:
         self.hvd = hvd
         hvd.init()
         self.rank, self.world_size = hvd.rank(), hvd.size()
-        cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda", hvd.local_rank()) if cuda else torch.device("cpu")
-        if cuda:
-            torch.cuda.set_device(self.device)
+        self.device = local_device(hvd.local_rank())
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         self.hvd.broadcast_parameters(model.state_dict(), root_rank=0)

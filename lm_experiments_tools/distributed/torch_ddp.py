@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .base import rank_0_first
+from .base import local_device, rank_0_first
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 GROUPS = count()  # made by this process
@@ -26,15 +26,13 @@ class DdpEngine:
     def __init__(self, timeout: float | None = None):
         """`timeout`: seconds that a collective waits for other ranks; None: torch's default."""
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # save and end when the launcher is killed
-        cuda = torch.cuda.is_available()
+        self.device = local_device(int(os.environ["LOCAL_RANK"]))
         self.timeout = None if timeout is None else timedelta(seconds=timeout)
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=self.timeout, **_meeting_place())
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=self.timeout, **_meeting_place())
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.gradient_scale = float(self.world_size)  # DDP averages over ranks
         self.settling_passes = 2  # DDP orders its buckets anew after the first backward pass
-        self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-        if cuda:
-            torch.cuda.set_device(self.device)
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         return DistributedDataParallel(model, device_ids=[self.device.index] if self.device.index is not None else None)
