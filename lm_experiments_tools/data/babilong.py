@@ -80,10 +80,10 @@ class BabilongDataset(torch.utils.data.Dataset):
                 so that at most this many are left; None: whole stories.
             long_samples: what becomes of a question whose facts are longer than the longest context: an error, it is
                 left out, or it loses its earliest facts.
-            distractor_ratio: probability that a background word which stands as answers do in facts becomes one.
+            distractor_ratio: share of the background that pieces of facts replace.
 
         Raises:
-            UserError: facts do not fit, no question is left, the background is too short, or no distractor can be made.
+            UserError: facts do not fit, no question is left, or the background is too short.
         """
         self.background, self.lengths, self.seed = background, lengths, seed
         self.start_pct, self.end_pct = task_start_pct, task_end_pct
@@ -103,9 +103,8 @@ class BabilongDataset(torch.utils.data.Dataset):
         self.answers = [np.concatenate((encode(f" {question.answer}"), end)) for question in self.questions]
         self.distractors = None
         if background is not None and distractor_ratio:
-            distinct = ({f for q in questions for f in q.facts}, {q.answer for q in questions})
-            pieces = ([encode(f" {text}") for text in texts] for texts in distinct)
-            self.distractors = Distractors(*pieces, distractor_ratio)
+            facts = {fact for question in questions for fact in question.facts}
+            self.distractors = Distractors([encode(f" {fact}") for fact in sorted(facts)], distractor_ratio)
 
     def __len__(self) -> int:
         return len(self.questions)

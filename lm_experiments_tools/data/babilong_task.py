@@ -60,8 +60,8 @@ class BabilongArgs:
     )
     distractor_ratio: float = option(
         0.0,
-        "training: probability that a background word behind `the`, or what else stands before answers in facts, is "
-        "replaced by one of them, so that the model learns to tell facts from text that looks like one",
+        "training: share of the background, 0 to 1, that pieces of facts replace, each at most half a fact, so that "
+        "the model learns to tell facts from names and places in a novel",
     )
     repeat_background: bool = option(False, "read a background that is too short for one sample again and again")
     task_start_pct: float = option(0.0, "facts stand behind this share of the background, 0 to 1")
@@ -78,7 +78,7 @@ class BabilongArgs:
             raise UserError("vary_n_segments and mixed_length_ratio exclude each other: give one")
         for name in ("mixed_length_ratio", "distractor_ratio"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it is a probability, 0 to 1")
+                raise UserError(f"{name} is {getattr(self, name)}; it lies between 0 and 1")
         if not 0 <= self.task_start_pct < self.task_end_pct <= 1:
             raise UserError(f"need 0 <= task_start_pct {self.task_start_pct} < task_end_pct {self.task_end_pct} <= 1")
         if self.test_sample_size and self.test_n_segments:
