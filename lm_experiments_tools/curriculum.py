@@ -133,8 +133,8 @@ def micro_batches(samples: int, batch_size: int) -> int:
     return samples // (batch_size * ranks)
 
 
-def run_curriculum(config: str, runs: str, overrides: list[str]) -> Metrics:
-    """Run what is left of a curriculum; returns the metrics of its last stage.
+def run_curriculum(config: str, runs: str, overrides: list[str]) -> Metrics | None:
+    """Run what is left of a curriculum; returns the metrics of its last stage, or None after a dry run.
 
     Raises:
         UserError: see `plan`; or RUNS holds another task, or is in use.
@@ -145,6 +145,11 @@ def run_curriculum(config: str, runs: str, overrides: list[str]) -> Metrics:
     before = read_ledger(folder)
     if before is not None and before["task"] != task:
         raise UserError(f"{runs} holds a curriculum of {before['task']}, not {task}: give another --runs")
+    if stages[0].options.get("dry_run"):
+        for stage in stages:
+            say(f"--- stage {stage.number}")
+            program.main([*stage.words, "--model_path", str(folder / stage.folder())])
+        return None
     taken, metrics = None, {}
     with locked(folder, SingleEngine()) if is_main() else nullcontext():
         ledger = Ledger(folder, {"config": config, "task": task})
@@ -240,7 +245,8 @@ def main(argv: list[str] | None = None) -> None:
         metrics = run_curriculum(argv[0], argv[2], argv[3:])
     except FellBack as error:
         sys.exit(f"error: {error}" if is_main() else 1)  # exit code 1
-    say(f"\n{metrics['task']}, exact match by length\n{length_table(metrics)}")
+    if metrics is not None:
+        say(f"\n{metrics['task']}, exact match by length\n{length_table(metrics)}")
 
 
 if __name__ == "__main__":

@@ -85,6 +85,15 @@ def statuses(rows):
     return {name: row["status"] for name, row in rows.items()}
 
 
+def test_a_dry_run_estimates_every_stage_and_writes_nothing(shared, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(ROOT)
+    config, runs = tmp_path / "c.yaml", tmp_path / "runs"
+    config.write_text(cli.to_yaml({"runner": "run_finetuning_babilong.py", "stages": [{}, {"max_n_segments": 3}]}))
+    curriculum.main([str(config), "--runs", str(runs), *options(shared, runs)[2:], "--dry_run"])
+    printed = capsys.readouterr().out
+    assert printed.count("--- stage") == 2 and printed.count("one update") == 2 and not runs.exists()
+
+
 def test_a_stage_that_falls_back_is_retried_from_the_stage_before_with_another_seed(scripted, tmp_path):
     rows = scripted(
         {"stage-2": 0.3, "stage-2-retry-1": 0.4, "stage-2-retry-2": 0.8}, {}, {"max_n_segments": 2},
