@@ -25,7 +25,9 @@ from modeling_armt.executors import diagonal
 
 NEAR = 1e-4  # norms and rotary angles are float32 in some families, whatever the type of the rest
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU: bash scripts/test.sh tests/test_gpu.py"
+)
 
 
 def assert_same_outputs(gpu, cpu, ids, tolerance, **inputs):

@@ -28,7 +28,7 @@ SHIPPED = [(path, number) for path in CONFIGS for number in range(len(stages_of(
 def test_every_shipped_configuration_is_a_curriculum_whose_stages_all_parse(path):
     program, stages = stages_of(path)
     assert len(stages) >= 4 and len({tuple(stage.words) for stage in stages}) == len(stages)
-    lengths = [stage.options["max_n_segments"] for stage in stages]
+    lengths = [stage.options["max_n_segments"] * stage.options["segment_size"] for stage in stages]
     assert lengths == sorted(lengths) and all(stage.options["desired_metric"] for stage in stages)
 
 
