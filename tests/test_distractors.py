@@ -34,22 +34,22 @@ def test_pieces_of_facts_replace_the_given_share_of_the_background(data):
     questions, words, _, _ = data
     of_facts = {token for question in questions for fact in question.facts for token in words.encode(f" {fact}")}
     total = replaced = 0
-    for one, other in changed(data, 0.1):
+    for one, other in changed(data, 0.03, samples=200):
         differing = one != other
         assert set(other[differing]) <= of_facts
         total, replaced = total + len(one), replaced + differing.sum()
-    assert 0.07 < replaced / total < 0.11  # less than asked for: pieces meet, and facts stand between
+    assert 0.018 < replaced / total < 0.03  # some less: pieces stand apart, and facts between them
 
 
-def test_no_piece_is_more_than_half_a_fact():
+def test_no_piece_is_more_than_half_a_fact_and_no_two_meet():
     fact = np.arange(100, 107)
-    text = Distractors([fact], 0.02)(np.zeros(100_000, np.int32), np.random.default_rng(0))
+    text = Distractors([fact], 0.1)(np.zeros(100_000, np.int32), np.random.default_rng(0))
     found = np.flatnonzero(text)
     runs = np.split(found, np.flatnonzero(np.diff(found) > 1) + 1)
-    sizes = [len(run) for run in runs if (np.diff(text[run]) == 1).all()]  # others are two that meet
-    assert len(sizes) > 500 and set(sizes) == {1, 2, 3}
-    starts = {int(text[run[0]]) for run in runs}
-    assert starts == set(range(100, 107)), "pieces come from everywhere in a fact"
+    assert len(runs) > 500 and {len(run) for run in runs} == {1, 2, 3}
+    assert all((np.diff(text[run]) == 1).all() for run in runs), "each is a part of the fact, in its order"
+    assert {int(text[run[0]]) for run in runs} == set(range(100, 107)), "from everywhere in it"
+    assert min(later[0] - run[-1] for run, later in zip(runs, runs[1:])) > 3
 
 
 def test_facts_and_question_stay_as_they_are(data):

@@ -13,15 +13,18 @@ class Distractors:
     """Puts pieces of a task's facts into background. A piece is at most half a fact, so that it tells nothing."""
 
     def __init__(self, facts: Iterable[np.ndarray], ratio: float):
-        """`facts`: token ids of each. `ratio`: share of the background's tokens that pieces replace, about."""
+        """`facts`: token ids of each. `ratio`: share of the background's tokens that
+        pieces replace; less where it is large, as pieces stand apart."""
         self.facts = [fact for fact in facts if len(fact) > 1]
         self.longest = np.array([len(fact) // 2 for fact in self.facts])
         self.start_ratio = ratio / ((1 + self.longest) / 2).mean()  # pieces for each token of background
+        self.apart = 2 * int(self.longest.max())  # from start to start: two halves that meet would be a fact
 
     def __call__(self, text: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A copy of token ids `text` (N,) with some replaced."""
         text = text.copy()
         starts = np.flatnonzero(rng.random(len(text)) < self.start_ratio)
+        starts = starts[np.diff(starts, prepend=-self.apart) >= self.apart]
         chosen = rng.integers(len(self.facts), size=len(starts))
         sizes = rng.integers(1, self.longest[chosen], endpoint=True)
         for start, index, size, place in zip(starts, chosen, sizes, rng.random(len(starts))):
