@@ -123,11 +123,10 @@ def take_all(plan: list[Segment], x: Tensor) -> Iterable[Tensor]:
     """
     if all(isinstance(segment.columns, slice) for segment in plan):
         return x[:, : plan[-1].columns.stop].split([segment.size for segment in plan], dim=1)
-    columns = [segment.columns for segment in plan]
-    places = [segment.row_index("cpu") * x.shape[1] + own for segment, own in zip(plan, columns)]
-    places = torch.cat([own.flatten() for own in places]).to(x.device)
-    parts = x.flatten(0, 1)[places].split([own.numel() for own in columns])
-    return [part.unflatten(0, own.shape) for part, own in zip(parts, columns)]
+    places = [segment.row_index("cpu") * x.shape[1] + segment.columns for segment in plan]
+    together = torch.cat([own.flatten() for own in places]).to(x.device)
+    parts = x.flatten(0, 1)[together].split([own.numel() for own in places])
+    return [part.unflatten(0, own.shape) for part, own in zip(parts, places)]
 
 
 def split_last_segments(plan: list[Segment], batch: int) -> tuple[list[Segment], Segment]:

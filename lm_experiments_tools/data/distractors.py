@@ -13,8 +13,8 @@ class Distractors:
     """Puts pieces of a task's facts into background. A piece is at most half a fact, so that it tells nothing."""
 
     def __init__(self, facts: Iterable[np.ndarray], ratio: float):
-        """`facts`: token ids of each. `ratio`: share of the background's tokens that
-        pieces replace; less where it is large, as pieces stand apart."""
+        """`facts`: token ids of each. `ratio`: share of the background's tokens to replace; pieces stand apart, so that
+        large ones are not reached."""
         self.facts = [fact for fact in facts if len(fact) > 1]
         self.longest = np.array([len(fact) // 2 for fact in self.facts])
         self.start_ratio = ratio / ((1 + self.longest) / 2).mean()  # pieces for each token of background
