@@ -44,6 +44,12 @@ class ArmtLayer(nn.Module):
         nn.init.zeros_(self.W_v)
         nn.init.zeros_(self.bias_b)
 
+    @torch.no_grad()
+    def sharpen_gate(self, factor: float) -> None:
+        """Multiply the logits of beta: gates on either side of 0.5 move away from it."""
+        self.W_b.mul_(factor)
+        self.bias_b.mul_(factor)
+
     def forward(
         self,
         hidden: Tensor,

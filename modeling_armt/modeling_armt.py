@@ -48,6 +48,15 @@ class ArmtForCausalLM(RecurrentModel):
         else:
             super()._init_weights(module)
 
+    def sharpen_gates(self, factor: float) -> None:
+        """Multiply the logits of all write gates (beta of equation 2), in place.
+
+        A gate of 1e-3 costs nothing on the 16 segments of a training, and is 80 whole writes on 80 thousand; tripled
+        logits make it 1e-9, and a gate of 0.98 one of 0.99999.
+        """
+        for layer in self.memory_layers.values():
+            layer.sharpen_gate(factor)
+
     def write_tokens(self, memory: Memory | None, batch: int) -> Tensor:
         tokens = self.memory_tokens
         if self.config.memory_positions == "reserved":

@@ -19,6 +19,8 @@ def option(default, help: str):
 
 
 MODEL_TYPES = ("armt", "rmt", "none", "hf")
+MEMORY_ONLY = ("memory_layers", "no_correction", "sharpen_gates")
+EXECUTION = ("executor", "compile")
 SEGMENTS_ONLY = ("segment_checkpointing", "freeze_model_weights", "lora_r")
 
 
@@ -33,6 +35,9 @@ class ModelArgs:
     from_pretrained: str | None = option(None, "backbone with its weights: hub name or local folder")
     model_cfg: str | None = option(None, "backbone with random weights: configuration file, see configs/models")
     model_cpt: str | None = option(None, "run folder or checkpoint of a model whose weights to start from")
+    sharpen_gates: float = option(
+        1.0, "ARMT: multiply the logits of model_cpt's write gates once, at the start: weak writes add up on long texts"
+    )
     num_mem_tokens: int = option(16, "memory tokens of a segment; 0: no memory")
     memory_positions: str = option("follow", "memory tokens take the backbone's positions, or have their own: reserved")
     d_mem: int = option(64, "ARMT: width of keys and queries before the feature map")
@@ -70,7 +75,11 @@ def model_options(args: ModelArgs, segment_size: int) -> dict:
         "segment_checkpointing": args.segment_checkpointing,
         "lora": lora_options(args),
     }
-    own = {"armt": ("memory_layers", "no_correction", "executor", "compile"), "none": ("executor", "compile")}
+    if not 0 < args.sharpen_gates < float("inf"):
+        raise ValueError(f"sharpen_gates is {args.sharpen_gates}; give a number above 0")
+    if args.sharpen_gates != 1 and args.model_cpt is None:
+        raise ValueError("sharpen_gates changes the trained gates of a model: give --model_cpt")
+    own = {"armt": MEMORY_ONLY + EXECUTION, "none": EXECUTION}
     given = [name for name in own["armt"] if getattr(args, name) != getattr(ModelArgs, name)]
     foreign = [name for name in given if name not in own.get(args.model_type, ())]
     if foreign:
@@ -126,6 +135,12 @@ def build_model(args: ModelArgs, segment_size: int, tokenizer: PreTrainedTokeniz
     if args.compile:
         model.compile_cells()
     return model
+
+
+def adapt_weights(model: PreTrainedModel, args: ModelArgs) -> None:
+    """What the options change in the loaded weights of `model_cpt`."""
+    if args.sharpen_gates != 1:
+        model.sharpen_gates(args.sharpen_gates)
 
 
 def describe(model: PreTrainedModel) -> str:

@@ -182,6 +182,19 @@ def test_only_chosen_layers_carry_a_memory(family):
     close(model(ids[:, SEGMENT:], memory_state=model(ids[:, :SEGMENT]).memory_state).logits, whole.logits[:, SEGMENT:])
 
 
+def test_sharpened_gates_close_further_below_a_half_and_open_further_above_it(family):
+    model = make(family, memory_layers=[1, 2])
+    hidden = torch.randn(4, 5, WIDTH)
+    layers = list(model.memory_layers.values())
+    before = [torch.nn.functional.linear(hidden, layer.W_b, layer.bias_b) for layer in layers]
+    model.sharpen_gates(3.0)
+    for layer, logits in zip(layers, before, strict=True):
+        sharper = torch.nn.functional.linear(hidden, layer.W_b, layer.bias_b)
+        close(sharper, 3 * logits)
+        assert layer.W_b.requires_grad and (logits < 0).any() and (logits > 0).any()
+        assert ((sharper.sigmoid() - 0.5).abs() > (logits.sigmoid() - 0.5).abs()).all()
+
+
 BAD_CALLS = {
     "no input": (dict(), "either input_ids or inputs_embeds"),
     "mask of another shape": (dict(input_ids=tokens(2, 4), attention_mask=torch.ones(2, 5)), r"\(2, 5\).*\(2, 4\)"),

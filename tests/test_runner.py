@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -229,6 +230,9 @@ def test_bad_input_is_named_before_anything_is_written(shared, tmp_path):
     )
     assert "exclude each other" in bad(shared, run, vary_n_segments=True, mixed_length_ratio=0.5)
     assert "no checkpoint folder" in bad(shared, run, model_cpt=tmp_path / "absent")
+    assert "give --model_cpt" in bad(shared, run, sharpen_gates=3.0)
+    assert "a number above 0" in bad(shared, run, sharpen_gates=0.0, model_cpt=tmp_path)
+    assert "not for model_type rmt" in bad(shared, run, model_type="rmt", sharpen_gates=2.0, model_cpt=tmp_path)
 
 
 def tiny_gpt2(folder, vocab=200):
@@ -279,6 +283,24 @@ def test_a_stage_starts_from_the_best_of_the_one_before(shared, tmp_path):
     one, two = (ArmtForCausalLM.from_pretrained(tmp_path / name / "best") for name in ("a", "b"))
     for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
+
+
+def test_gates_are_sharpened_once_where_a_stage_starts_and_not_where_it_goes_on(shared, tmp_path):
+    runner.main(options(shared, tmp_path / "a", facts_only=True))
+    run = tmp_path / "b"
+    words = options(
+        shared, run, facts_only=True, model_cpt=tmp_path / "a", sharpen_gates=3.0, lr=0.0, save_best=False,
+        save_interval=2, keep_checkpoints=2,
+    )  # fmt: skip
+    runner.main(words)
+    shutil.rmtree(sorted((run / "checkpoints").iterdir())[-1])
+    (run / "metrics.json").unlink()
+    assert runner.main(words)["update"] == 4
+    one = ArmtForCausalLM.from_pretrained(tmp_path / "a" / "best")
+    two = ArmtForCausalLM.from_pretrained(sorted((run / "checkpoints").iterdir())[-1])
+    for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
+        is_gate = name.endswith(("W_b", "bias_b"))
+        torch.testing.assert_close(3 * a if is_gate else a, b, msg=name)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "models").glob("*.json")), ids=lambda path: path.stem)
