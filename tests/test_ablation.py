@@ -75,10 +75,10 @@ def answers(folder, ablation, batch_size=2, samples=None):
     tokenizer = SimpleNamespace(batch_decode=batch_decode)
     file = official_files.TaskFile(folder, "qa1", "1k", samples.prompt, {})
     folder.mkdir()
-    file.prepare()
     job = babilong.Job(file, samples, parse_ablation(ablation), list(range(len(samples))))
     answerer = StreamingAnswerer(model, tokenizer, {"max_new_tokens": 1, "pad_token_id": FILLER})
-    babilong.run([job], answerer, batch_size, 0)
+    with file.prepared():
+        babilong.run([job], answerer, batch_size, 0)
     return [row.output for row in file.rows()], model.read_tokens
 
 

@@ -112,6 +112,22 @@ def test_a_finished_evaluation_does_not_ask_the_model_again(folder, tmp_path, mo
     assert babilong.main(words(folder, tmp_path)) == first
 
 
+def test_two_evaluations_share_a_folder_but_not_a_task_at_a_length(folder, tmp_path):
+    babilong.main(words(folder, tmp_path, lengths=["0k"], num_samples=2))
+    path = next((tmp_path / "org" / "tiny").glob("qa1_0k*.csv"))
+    before = path.read_bytes()
+    prompt, settings = prompts.Prompt(), json.loads(path.with_suffix(".json").read_text())
+    other = official_files.TaskFile(path.parent, "qa1", "0k", prompt, settings["generate_kwargs"])
+    with other.prepared():
+        with pytest.raises(UserError, match="another evaluation is writing .*qa1_0k.*csv; wait for it"):
+            babilong.main(words(folder, tmp_path))
+        assert path.read_bytes() == before
+        babilong.main(words(folder, tmp_path, lengths=["1k"]))
+    babilong.main(words(folder, tmp_path))
+    babilong.main(words(folder, tmp_path / "alone"))
+    assert outputs(tmp_path) == outputs(tmp_path / "alone")
+
+
 def test_several_ranks_leave_the_files_of_one(folder, tmp_path):
     babilong.main(words(folder, tmp_path / "one"))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]

@@ -25,8 +25,8 @@ def write(file, rows, rank=0):
 
 def test_files_have_the_public_names_columns_and_settings(tmp_path):
     file = task_file(tmp_path)
-    file.prepare()
-    write(file, ROWS)
+    with file.prepared():
+        write(file, ROWS)
     assert file.csv.name == f"qa1_1k_{NAME}.csv"
     text = file.csv.read_bytes().decode()
     assert text.startswith(",target,output,question\n0,kitchen,kitchen,Where is Mary? \n1,kitchen,")
@@ -39,16 +39,16 @@ def test_files_have_the_public_names_columns_and_settings(tmp_path):
 
 def test_rows_come_back_whatever_is_in_them(tmp_path):
     file = task_file(tmp_path)
-    file.prepare()
-    write(file, ROWS)
+    with file.prepared():
+        write(file, ROWS)
     assert file.rows() == [ROWS[0], ROWS[1]._replace(output='a, "b"\nc\nd'), ROWS[2]]
 
 
 def test_pandas_reads_them_as_the_harness_does(tmp_path):
     pandas = pytest.importorskip("pandas")
     file = task_file(tmp_path)
-    file.prepare()
-    write(file, ROWS)
+    with file.prepared():
+        write(file, ROWS)
     frame = pandas.read_csv(file.csv)
     assert list(frame.columns) == ["Unnamed: 0", "target", "output", "question"] and len(frame) == 3
 
@@ -56,38 +56,40 @@ def test_pandas_reads_them_as_the_harness_does(tmp_path):
 @pytest.mark.parametrize("cut", range(1, 30))
 def test_a_cut_last_row_is_dropped_and_written_again(tmp_path, cut):
     file = task_file(tmp_path)
-    file.prepare()
-    write(file, ROWS)
+    with file.prepared():
+        write(file, ROWS)
     whole = file.csv.read_bytes()
     file.csv.write_bytes(whole[:-cut])
-    file.prepare()
-    left = file.rows()
-    assert len(left) < 3 and left == [ROWS[0], ROWS[1]._replace(output='a, "b"\nc\nd')][: len(left)]
-    write(file, ROWS[len(left) :])
+    with file.prepared():
+        left = file.rows()
+        assert len(left) < 3 and left == [ROWS[0], ROWS[1]._replace(output='a, "b"\nc\nd')][: len(left)]
+        write(file, ROWS[len(left) :])
     assert file.csv.read_bytes() == whole
 
 
 def test_parts_of_several_ranks_are_merged_in_order(tmp_path):
     file = task_file(tmp_path)
-    file.prepare()
     rows = [Row(i, "kitchen", str(i), "Where? ") for i in range(7)]
-    write(file, rows[0::3], rank=0)
-    write(file, rows[1::3], rank=1)
-    write(file, rows[2::3][:1], rank=2)
-    file.merge()
+    with file.prepared():
+        write(file, rows[0::3], rank=0)
+        write(file, rows[1::3], rank=1)
+        write(file, rows[2::3][:1], rank=2)
+        file.merge()
     assert file.rows() == rows[:5] + rows[6:] and file.missing(7) == [5]
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".json"]
 
 
 def test_a_folder_of_another_model_or_prompt_is_refused_in_one_line(tmp_path):
     official_files.claim_folder(tmp_path, {"weights": "1", "seed": 0}, {})
-    task_file(tmp_path).prepare()
+    with task_file(tmp_path).prepared():
+        pass
     official_files.claim_folder(tmp_path, {"weights": "1", "seed": 0}, {"segment_size": 8})
     with pytest.raises(UserError, match="weights was '1' there and is '2' now") as error:
         official_files.claim_folder(tmp_path, {"weights": "2", "seed": 0}, {"segment_size": 8})
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=f"qa1_1k_{NAME}.json.*other prompt"):
-        task_file(tmp_path, prompts.Prompt(template="{context} {question}")).prepare()
+    changed = task_file(tmp_path, prompts.Prompt(template="{context} {question}"))
+    with pytest.raises(UserError, match=f"qa1_1k_{NAME}.json.*other prompt"), changed.prepared():
+        pass
 
 
 def test_results_that_this_command_did_not_write_are_not_touched(tmp_path):

@@ -13,7 +13,7 @@ Killed, it goes on at the first missing sample when it is run again; under torch
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -138,13 +138,14 @@ def main(argv: list[str] | None = None) -> list[official_files.Result]:
     (args,) = cli.parse(argv, EvaluationArgs, description=__doc__)
     engine = make_engine("auto", PATIENCE)
     try:
-        return evaluate(args, engine)
+        with ExitStack() as files:
+            return evaluate(args, engine, files)
     finally:
         engine.close()
 
 
-def evaluate(args: EvaluationArgs, engine: Engine) -> list[official_files.Result]:
-    """Answer what has no answer yet. Returns the results in the model's folder, on rank 0."""
+def evaluate(args: EvaluationArgs, engine: Engine, files: ExitStack) -> list[official_files.Result]:
+    """Answer what has no answer yet. Returns the results in the model's folder, on rank 0; `files` keeps others off."""
     streams = args.model_type == "auto"
     model, tokenizer = load_model(args.model, args.model_package if streams else None, args.tokenizer)
     streams = streams and hasattr(model, "read")
@@ -166,7 +167,7 @@ def evaluate(args: EvaluationArgs, engine: Engine) -> list[official_files.Result
             place = folder / ablation.folder
             if engine.rank == 0:
                 official_files.claim_folder(place, {"model": fingerprint(args.model)} | corpus.identity, about)
-            jobs += [_job(place, one, ablation, generate_kwargs, engine) for one in samples]
+            jobs += [_job(place, one, ablation, generate_kwargs, engine, files) for one in samples]
     engine.barrier()  # before a rank appends, all must know what is missing
     answerer = (StreamingAnswerer if streams else Answerer)(model.to(engine.device), tokenizer, generate_kwargs)
     bf16 = args.mixed_precision == "bf16"
@@ -182,10 +183,12 @@ def evaluate(args: EvaluationArgs, engine: Engine) -> list[official_files.Result
     return results
 
 
-def _job(place: Path, samples: Samples, ablation: Ablation, generate_kwargs: dict[str, Any], engine: Engine) -> Job:
+def _job(
+    place: Path, samples: Samples, ablation: Ablation, generate_kwargs: dict[str, Any], engine: Engine, files: ExitStack
+) -> Job:
     file = official_files.TaskFile(place, samples.task, samples.length, samples.prompt, generate_kwargs)
     if engine.rank == 0:
-        file.prepare()
+        files.enter_context(file.prepared())
         samples.write_places(file.csv.with_suffix(".jsonl"))
     return Job(file, samples, ablation, file.missing(len(samples))[engine.rank :: engine.world_size])
 

@@ -8,10 +8,12 @@ while several ranks work, `.part-RANK`. Rows are appended one by one, so that a 
 """
 
 import csv
+import fcntl
 import io
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,11 +44,12 @@ class TaskFile:
         self.csv = folder / f"{task}_{length}_{prompt.name}.csv"
         self.settings = {"prompt": asdict(prompt), "generate_kwargs": generate_kwargs}
 
-    def prepare(self) -> None:
-        """On rank 0, before any rank appends: write or compare the settings, drop cut rows, merge parts left behind.
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """On rank 0, around all that ranks append: settings written or compared, cut rows dropped, parts merged.
 
         Raises:
-            UserError: the file was made with other settings.
+            UserError: the file was made with other settings, or another evaluation is at it.
         """
         path = self.csv.with_suffix(".json")
         if not path.exists():
@@ -54,7 +57,15 @@ class TaskFile:
             path.write_text(json.dumps(self.settings, indent=4), encoding="utf-8")
         elif _read_json(path) != self.settings:
             raise UserError(f"{path} has other prompt or generation settings; give another --results_folder")
-        self.merge()
+        with open(path, "r+b") as settings:  # NFS locks only what is open for writing
+            try:
+                fcntl.flock(settings, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another evaluation is writing {self.csv}; wait for it, or leave out its task"
+                ) from error
+            self.merge()
+            yield
 
     def append(self, row: Row, rank: int = 0) -> None:
         with open(self._part(rank), "a", encoding="utf-8", newline="") as file:
