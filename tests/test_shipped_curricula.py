@@ -38,7 +38,11 @@ def test_every_stage_of_every_shipped_configuration_makes_one_update(shared, tmp
     monkeypatch.setenv("DATA_DIR", str(local_data(tmp_path, task)))
     words = ["--batch_size", "1", "--iters", "1", "--samples_per_update", "1", *tiny(shared, tmp_path, path)]
     program, stages = stages_of(path, *words)
-    metrics = program.main([*stages[number].words, "--model_path", str(tmp_path / "run")])
+    words = [*stages[number].words, "--model_path", str(tmp_path / "run")]
+    if stages[number].options["sharpen_gates"] != 1:
+        program.main([*stages[number - 1].words, "--model_path", str(tmp_path / "before")])
+        words += ["--model_cpt", str(tmp_path / "before")]
+    metrics = program.main(words)
     assert metrics["update"] == 1 and metrics["test"]
 
 
