@@ -109,6 +109,8 @@ def make_stage(program: ModuleType, number: int, words: list[str], runs: str) ->
         words = _with(words, "desired_metric", rules.target_metric, "target_metric")
     placed = ["--model_path", str(Path(runs) / f"stage-{number}")]
     options = cli.options_of(program.main, words + placed)
+    if options.get("validate_only"):
+        raise UserError(f"validate_only: a curriculum trains; to score a model, run {Path(program.__file__).name}")
     if rules.samples_per_update is not None:
         steps = micro_batches(rules.samples_per_update, options["batch_size"])
         words = _with(words, "gradient_accumulation_steps", steps, "samples_per_update")

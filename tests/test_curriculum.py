@@ -22,6 +22,7 @@ from pathlib import Path
 
 from lm_experiments_tools import cli
 from lm_experiments_tools.args import TrainerArgs
+from lm_experiments_tools.run_options import RunArgs
 from lm_experiments_tools.status import reported
 
 METRICS, CALLS = {}, []
@@ -35,7 +36,7 @@ class TaskArgs:
 
 
 def main(argv):
-    task, args = cli.parse(argv, TaskArgs, TrainerArgs)
+    run_args, task, args = cli.parse(argv, RunArgs, TaskArgs, TrainerArgs)
     run = Path(args.model_path)
     CALLS.append(run.name)
     value = METRICS.get(run.name, 1.0)
@@ -44,7 +45,7 @@ def main(argv):
             raise value
         metrics = {"task": task.task_dataset, "trained_n_segments": task.max_n_segments, "update": args.iters,
                    "tokens": 10 * args.iters, "stop_reason": "scripted", "valid": {args.optimize_metric: value},
-                   "test": {}, "config": cli.resolved(task, args)}
+                   "test": {}, "config": cli.resolved(run_args, task, args)}
         row = {"split": "valid", "update": args.iters, args.optimize_metric: value}
         (run / "log.jsonl").write_text(json.dumps(row))
         (run / "metrics.json").write_text(json.dumps(metrics))
@@ -220,6 +221,7 @@ def test_samples_per_update_sets_the_accumulation_by_the_ranks(scripted, tmp_pat
         ({"target_metric": 0.5, "desired_metric": 0.5}, "stage 2: target_metric sets desired_metric: give one"),
         ({"min_metric": 0.5, "save_best": "false"}, "stage 2: min_metric judges the best checkpoint: set save_best"),
         ({"max_retries": 2}, "max_retries needs min_metric"),
+        ({"validate_only": "true"}, "stage 2: validate_only: a curriculum trains; to score a model, run scripted.py"),
         ({"iters": 0}, "stage 2: iters is 0"),
         ({"lr": "fast"}, "stage 2: argument --lr.*: invalid float value: 'fast'"),
         ("faster", "stage 2: expected options, as in {iters: 1000}, not 'faster'"),
@@ -322,11 +324,11 @@ def test_all_ranks_of_torchrun_take_the_same_decisions(words, tmp_path):
 
 def test_a_second_curriculum_in_a_folder_ends_at_once_and_leaves_the_ledger(words, tmp_path):
     runs = tmp_path / "runs"
-    first = program(*words(runs))
+    command = [*words(runs), "--iters", "100000"]  # the first must not finish before the second has started
+    first = program(*command)
     try:
         wait_for(runs / "curriculum.json", "running")
-        first.send_signal(signal.SIGSTOP)  # it must not finish before the second has started
-        second = program(*words(runs))
+        second = program(*command)
         _, error = second.communicate(timeout=120)
         assert second.returncode == 2 and f"{runs} is in use by" in error and "Traceback" not in error
         assert "failed" not in (runs / "curriculum.json").read_text()
