@@ -66,7 +66,7 @@ class Models(Protocol):
     def build_model(self, args: Any, segment_size: int, tokenizer: PreTrainedTokenizerBase) -> nn.Module: ...
 
     def adapt_weights(self, model: nn.Module, args: Any) -> None:
-        """What the options change in weights that were just loaded to start from."""
+        """What the options change in the weights that a run starts from."""
 
     def describe(self, model: nn.Module) -> str: ...
 
@@ -117,7 +117,9 @@ def build(config: dict, engine: Engine, make_task, models: Models, parsed: list)
         model = models.build_model(model_args, task_args.segment_size, task.tokenizer)
     if model_args.model_cpt:
         checkpoint.load_weights(model, weights)
-        models.adapt_weights(model, model_args)
+    if not run_args.dry_run:  # a curriculum's later stages have no weights yet
+        with cli.mendable(ValueError):
+            models.adapt_weights(model, model_args)
     groups = model.parameter_groups(optimizer_args.memory_lr, optimizer_args.memory_weight_decay)
     optimizer = make_optimizer(groups, optimizer_args, trainer_args.lr)
     trainer = Trainer(

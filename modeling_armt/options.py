@@ -77,8 +77,6 @@ def model_options(args: ModelArgs, segment_size: int) -> dict:
     }
     if not 0 < args.sharpen_gates < float("inf"):
         raise ValueError(f"sharpen_gates is {args.sharpen_gates}; give a number above 0")
-    if args.sharpen_gates != 1 and args.model_cpt is None:
-        raise ValueError("sharpen_gates changes the trained gates of a model: give --model_cpt")
     own = {"armt": MEMORY_ONLY + EXECUTION, "none": EXECUTION}
     given = [name for name in own["armt"] if getattr(args, name) != getattr(ModelArgs, name)]
     foreign = [name for name in given if name not in own.get(args.model_type, ())]
@@ -117,6 +115,8 @@ def build_model(args: ModelArgs, segment_size: int, tokenizer: PreTrainedTokeniz
     options = model_options(args, segment_size)
     backbone = args.from_pretrained
     if backbone is None:
+        if args.model_cfg.endswith(".json") and not Path(args.model_cfg).is_file():  # else a name on the hub
+            raise ValueError(f"model_cfg: no file {args.model_cfg} in {Path.cwd()}")
         backbone = AutoConfig.from_pretrained(args.model_cfg)
         backbone.vocab_size = len(tokenizer)
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -138,8 +138,14 @@ def build_model(args: ModelArgs, segment_size: int, tokenizer: PreTrainedTokeniz
 
 
 def adapt_weights(model: PreTrainedModel, args: ModelArgs) -> None:
-    """What the options change in the loaded weights of `model_cpt`."""
+    """What the options change in the weights that a run starts from.
+
+    Raises:
+        ValueError: `sharpen_gates` without `model_cpt`.
+    """
     if args.sharpen_gates != 1:
+        if args.model_cpt is None:
+            raise ValueError("sharpen_gates changes the trained gates of a model: give --model_cpt")
         model.sharpen_gates(args.sharpen_gates)
 
 

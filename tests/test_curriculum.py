@@ -89,7 +89,8 @@ def statuses(rows):
 def test_a_dry_run_estimates_every_stage_and_writes_nothing(shared, tmp_path, monkeypatch, capsys):  # noqa: F811
     monkeypatch.chdir(ROOT)
     config, runs = tmp_path / "c.yaml", tmp_path / "runs"
-    config.write_text(cli.to_yaml({"runner": "run_finetuning_babilong.py", "stages": [{}, {"max_n_segments": 3}]}))
+    stages = [{}, {"max_n_segments": 3, "sharpen_gates": 3}]  # which needs weights to start from, in a run
+    config.write_text(cli.to_yaml({"runner": "run_finetuning_babilong.py", "stages": stages}))
     curriculum.main([str(config), "--runs", str(runs), *options(shared, runs)[2:], "--dry_run"])
     printed = capsys.readouterr().out
     assert printed.count("--- stage") == 2 and printed.count("one update") == 2 and not runs.exists()

@@ -229,6 +229,7 @@ def test_bad_input_is_named_before_anything_is_written(shared, tmp_path):
         shared, run, from_pretrained=tiny_gpt2(tmp_path), model_cfg=None
     )
     assert "exclude each other" in bad(shared, run, vary_n_segments=True, mixed_length_ratio=0.5)
+    assert "model_cfg: no file absent.json in" in bad(shared, run, model_cfg="absent.json")
     assert "no checkpoint folder" in bad(shared, run, model_cpt=tmp_path / "absent")
     assert "give --model_cpt" in bad(shared, run, sharpen_gates=3.0)
     assert "a number above 0" in bad(shared, run, sharpen_gates=0.0, model_cpt=tmp_path)
