@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from . import checkpoint, cli
 from .args import OptimizerArgs, TrainerArgs
+from .determinism import seed_everything
 from .distributed import Engine, make_engine
 from .dry_run import estimate
 from .errors import UserError
@@ -112,7 +113,7 @@ def build(config: dict, engine: Engine, make_task, models: Models, parsed: list)
         if getattr(task_args, "tokenizer", "") is None and (weights / "tokenizer_config.json").exists():
             task_args.tokenizer = str(weights)  # the weights' own
     task = make_task(task_args, trainer_args.seed, engine, needs_train=not run_args.validate_only)
-    set_seed(trainer_args.seed)
+    seed_everything(trainer_args.seed)
     with cli.mendable(ValueError, OSError, ImportError):
         model = models.build_model(model_args, task_args.segment_size, task.tokenizer)
     if model_args.model_cpt:

@@ -4,8 +4,6 @@ import inspect
 from collections.abc import Iterable
 
 import torch
-from transformers import SchedulerType, get_scheduler
-from transformers.optimization import Adafactor
 
 from .args import OptimizerArgs, TrainerArgs
 from .errors import UserError
@@ -29,6 +27,8 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter] | list[dict], args: 
     if not parameters:
         raise UserError("no parameter is trained: the backbone is frozen and there is no memory")
     if args.optimizer == "Adafactor":
+        from transformers.optimization import Adafactor  # 2 s, with what it imports
+
         if args.relative_step:
             lr = None
         return Adafactor(
@@ -53,6 +53,8 @@ def make_schedule(optimizer: torch.optim.Optimizer, args: TrainerArgs):
     """
     if args.lr_scheduler is None:
         return None
+    from transformers import SchedulerType, get_scheduler
+
     names = [kind.value for kind in SchedulerType if kind.value not in WITH_OTHER_NEEDS]
     if args.lr_scheduler not in names:
         raise UserError(f"no lr_scheduler {args.lr_scheduler!r}; choose one of {', '.join(names)}")

@@ -4,7 +4,9 @@ One graph serves all layers of a kind and all segments of a shape: parameters ar
 take it; others (padded rows, open segments of `generate`) run as they are, so that nothing is compiled for each length.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,7 +16,12 @@ from ..backbones import LayerInputs
 from .stacks import Cell, Stack, by_kind
 
 
-@torch.compile(dynamic=False)
+@cache
+def compile_once(function: Callable) -> Callable:
+    """The function under `torch.compile`, which takes a second to import and is left alone until it is wanted."""
+    return torch.compile(function, dynamic=False)
+
+
 def run_cell(
     lead: Cell,
     parameters: dict[str, Tensor],
@@ -27,7 +34,6 @@ def run_cell(
     return functional_call(lead, parameters, (hidden, memory, seen, inputs, num_written))
 
 
-@torch.compile(dynamic=False)
 def run_group(
     stack: Stack,
     parameters: dict[str, Tensor],
@@ -59,4 +65,5 @@ class CompiledCells:
         """`cell(hidden, ...)`, of all positions."""
         inputs = replace(inputs, skipped=0)  # one graph, whatever the last layer leaves out
         parameters = {name: tensor.view_as(tensor) for name, tensor in cell.tensors().items()}  # else the lead's are
-        return run_cell(self.lead[cell], parameters, hidden, memory, seen, inputs, num_written)  # a case of their own
+        run = compile_once(run_cell)
+        return run(self.lead[cell], parameters, hidden, memory, seen, inputs, num_written)  # a case of their own

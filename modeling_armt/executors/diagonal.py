@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..backbones import LayerInputs
 from ..state import Memory, RecurrentState
-from .compiled import run_group
+from .compiled import compile_once, run_group
 from .sequential import RunSegment, SegmentInput
 from .sequential import run as run_in_order
 from .stacks import Stack
@@ -244,7 +244,8 @@ class _Pipeline:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         stack = self.stacks[number]
         parameters = {name: tensor[span] for name, tensor in self.parameters[number].items()}
-        run = run_group if self.model.compiles and len(hidden) == len(stack.cells) else Stack.run
+        is_whole = len(hidden) == len(stack.cells)
+        run = compile_once(run_group) if self.model.compiles and is_whole else Stack.run
         return run(stack, parameters, hidden, memory, seen, inputs, self.sizes[2])
 
     def _take(self, x: Tensor, places: list[int]) -> Tensor:

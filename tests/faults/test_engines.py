@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from processes import (
+    SCHEDULE,
     TESTS,
     assert_same,
     completed,
@@ -89,12 +90,13 @@ RESUMED = pytest.mark.case(0, "SIGKILL at any moment, on every engine: same end"
 @RESUMED
 @pytest.mark.parametrize("engine, ranks", [SINGLE, DDP, FSDP, HOROVOD])
 def test_kills_at_any_moment_do_not_change_the_end(tmp_path, uninterrupted, engine, ranks):
+    options = SCHEDULE | {"engine": engine}
     for moment in ("update 17", "validation 20", "rename 28"):
-        code, output = finish(start(tmp_path, ranks, f"die {moment}", engine=engine), seconds=60)
+        code, output = finish(start(tmp_path, ranks, f"die {moment}", **options), seconds=60)
         assert code != 0, output
         wait_until_none_is_left(tmp_path, 10)
-    assert "resumed from" in completed(tmp_path, ranks, engine=engine)
-    assert_same(tmp_path, uninterrupted(ranks, engine=engine))
+    assert "resumed from" in completed(tmp_path, ranks, **options)
+    assert_same(tmp_path, uninterrupted(ranks, **options))
 
 
 @RESUMED
