@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
 from . import checkpoint
-from .distributed.shards import Tensors, load_optimizer_tensors, on_cpu, split_like
+from .distributed.shards import Tensors, is_split, load_optimizer_tensors, on_cpu, split_like
 from .errors import UserError
 from .loggers import say
 
@@ -83,7 +82,7 @@ def collect(trainer: Trainer, copy: bool) -> Content:
     states = {name: getattr(trainer, name).state_dict() for name in PARTS if getattr(trainer, name)}
     parts = {}
     for index, values in states["optimizer"]["state"].items():
-        parts |= {f"{index}.{name}": value for name, value in values.items() if isinstance(value, DTensor)}
+        parts |= {f"{index}.{name}": value for name, value in values.items() if is_split(value)}
     states["optimizer"]["state"] = {
         index: {name: value for name, value in values.items() if f"{index}.{name}" not in parts}
         for index, values in states["optimizer"]["state"].items()

@@ -1,6 +1,7 @@
 """The architecture: which module may import which."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -48,3 +49,11 @@ def test_the_pure_parts_of_the_model_import_no_other_part():
     for name in ("associative", "segmentation", "state", "loss"):
         tree = ast.parse((ROOT / "modeling_armt" / f"{name}.py").read_text())
         assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+
+
+def test_a_program_starts_without_what_few_runs_need():
+    """Each is half a second or more, at every start of every rank."""
+    slow = "datasets", "matplotlib.pyplot", "peft", "tensorboard", "torch._inductor.compile_fx"
+    code = f"import run_finetuning_babilong, sys; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

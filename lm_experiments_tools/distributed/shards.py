@@ -2,39 +2,49 @@
 
 Parts are saved through `torch.distributed.checkpoint` as safetensors: nothing in them is a pickle, which DCP's own
 format would execute, and any number of ranks can load them.
+
+What other engines do without is imported where it is used: DTensor and DCP take a second, which each process waits for.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Tensors = dict[str, Tensor]
 
 
+def is_split(value: Any) -> bool:
+    """Whether it is a DTensor."""
+    return hasattr(value, "device_mesh")
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The tensor; one that is split, gathered: every rank must call."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_split(tensor) else tensor
 
 
 def split_like(tensor: Tensor, own: Tensor) -> Tensor:
     """A whole tensor, of which every rank keeps the part that it holds of `own`."""
-    if not isinstance(own, DTensor) or isinstance(tensor, DTensor):
+    if not is_split(own) or is_split(tensor):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
 def on_cpu(tensors: dict[str, DTensor], group: ProcessGroup) -> Tensors:
     """Copies of the rank's parts, for the ranks of `group`."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
     mesh = DeviceMesh.from_group(group, "cpu")
     return {
         name: DTensor.from_local(
@@ -51,9 +61,12 @@ def save(tensors: Tensors, folder: Path, group: ProcessGroup) -> None:
     Raises:
         OSError: on every rank, where any could not write.
     """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
-                 process_group=group)  # fmt: skip
+        dcp.save(tensors, storage_writer=writer, process_group=group)
     except CheckpointException as error:
         raise OSError(f"{folder} could not be written: {' '.join(str(error).split())[-300:]}") from error
 
@@ -63,7 +76,9 @@ def load_optimizer_tensors(folder: Path, parameters: list[nn.Parameter]) -> dict
 
     Those of a parameter's shape are split as it is; each rank reads its part, without waiting for others.
     """
-    reader = HuggingFaceStorageReader(str(folder))
+    import torch.distributed.checkpoint as dcp
+
+    reader = dcp.HuggingFaceStorageReader(str(folder))
     targets = {}
     for key, found in reader.read_metadata().state_dict_metadata.items():
         own = parameters[int(key.partition(".")[0])]

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint  # noqa: F401  for shards.py, whose thread must not import while data workers fork
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
