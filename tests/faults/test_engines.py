@@ -114,7 +114,7 @@ def test_a_kill_does_not_change_the_end_with_workers_and_background_saves(tmp_pa
 
 @needs_horovod
 @pytest.mark.case(13, "a rank dies under horovodrun: likewise")
-def test_under_horovod_a_dead_rank_ends_the_job_and_the_restarted_job_ends_the_same(tmp_path, uninterrupted, ranks=4):
+def test_under_horovod_a_dead_rank_ends_the_job_and_the_restarted_job_ends_the_same(tmp_path, uninterrupted, ranks=3):
     process = start(tmp_path, ranks, engine="horovod")
     wait_for_update(tmp_path, 12)
     os.kill(ranks_of(tmp_path)[-1], signal.SIGKILL)
