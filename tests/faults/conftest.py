@@ -16,18 +16,15 @@ def uninterrupted(tmp_path_factory):
     """Results by number of ranks and options, made once each: by the xdist worker that needs them first."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    made = {}
 
     def of(ranks=1, **options):
         options = {"engine": "single" if ranks == 1 else "ddp"} | options  # the default, by its name
         run = base / "-".join([f"uninterrupted-{ranks}", *(f"{name}={options[name]}" for name in sorted(options))])
-        if run not in made:
-            with open(f"{run}.lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if (read_status(run) or {}).get("status") != "done":
-                    completed(run, ranks, **options)
-            made[run] = result(run)
-        return made[run]
+        with open(f"{run}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (read_status(run) or {}).get("status") != "done":
+                completed(run, ranks, **options)
+        return result(run)
 
     return of
 

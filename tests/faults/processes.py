@@ -24,9 +24,8 @@ TIMINGS = {"tokens_per_second", "samples_per_second", "data_wait_share", "model_
 UPDATES = 40
 RUN = dict(
     iters=UPDATES, batch_size=2, gradient_accumulation_steps=2, save_interval=7, valid_interval=5, log_interval=1,
-    save_best=True, clip_grad_norm=1.0,
+    save_best=True, lr_scheduler="linear", num_warmup_steps=10, clip_grad_norm=1.0,
 )  # fmt: skip
-SCHEDULE = dict(lr_scheduler="linear", num_warmup_steps=10)  # 2 s more for each process, to import it
 
 
 def launch(run, options, ranks=1, fault=None, restarts=0, program=None):

@@ -9,7 +9,6 @@ import time
 import pytest
 import torch
 from processes import (
-    SCHEDULE,
     TESTS,
     assert_same,
     completed,
@@ -90,13 +89,12 @@ RESUMED = pytest.mark.case(0, "SIGKILL at any moment, on every engine: same end"
 @RESUMED
 @pytest.mark.parametrize("engine, ranks", [SINGLE, DDP, FSDP, HOROVOD])
 def test_kills_at_any_moment_do_not_change_the_end(tmp_path, uninterrupted, engine, ranks):
-    options = SCHEDULE | {"engine": engine}
     for moment in ("update 17", "validation 20", "rename 28"):
-        code, output = finish(start(tmp_path, ranks, f"die {moment}", **options), seconds=60)
+        code, output = finish(start(tmp_path, ranks, f"die {moment}", engine=engine), seconds=60)
         assert code != 0, output
         wait_until_none_is_left(tmp_path, 10)
-    assert "resumed from" in completed(tmp_path, ranks, **options)
-    assert_same(tmp_path, uninterrupted(ranks, **options))
+    assert "resumed from" in completed(tmp_path, ranks, engine=engine)
+    assert_same(tmp_path, uninterrupted(ranks, engine=engine))
 
 
 @RESUMED
@@ -114,7 +112,7 @@ def test_a_kill_does_not_change_the_end_with_workers_and_background_saves(tmp_pa
 
 @needs_horovod
 @pytest.mark.case(13, "a rank dies under horovodrun: likewise")
-def test_under_horovod_a_dead_rank_ends_the_job_and_the_restarted_job_ends_the_same(tmp_path, uninterrupted, ranks=3):
+def test_under_horovod_a_dead_rank_ends_the_job_and_the_restarted_job_ends_the_same(tmp_path, uninterrupted, ranks=4):
     process = start(tmp_path, ranks, engine="horovod")
     wait_for_update(tmp_path, 12)
     os.kill(ranks_of(tmp_path)[-1], signal.SIGKILL)
